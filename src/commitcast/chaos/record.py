@@ -1,0 +1,109 @@
+"""What a campaign observed: frozen records that the checker compares.
+
+Records say only what was seen, by whom and in which order. They hold no opinion.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class LogEvent:
+    """One row of the log, as the database holds it when everything has come to rest."""
+
+    stream: str
+    offset: int
+    event_id: str
+    type: str
+    data_json: str
+
+
+@dataclass(frozen=True, slots=True)
+class BusinessRow:
+    """One row of the writers' own table, saved in the transaction that emitted its event.
+
+    `key` is ``term.writer.number``; a writer's numbers grow in the order of its commits.
+    """
+
+    id: int
+    key: str
+    stream: str
+    payload: str
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """A reader opened a connection (HTTP 200) and asked to go on after `cursor`."""
+
+    cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A control message: ``commitcast.subscribed`` or, with `reset`, ``commitcast.reset``."""
+
+    epoch: str
+    offset: int
+    recovered: bool
+    reset: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A durable event as it arrived: the position in the SSE ``id`` field, and the frame."""
+
+    position: str
+    frame: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A connection was answered with another status than 200."""
+
+    status: int
+
+
+Observation = Connected | Told | Received | Refused
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderRecord:
+    """Everything that one reader of one stream saw, in order, over all its connections.
+
+    It began at the stream's beginning: with the cursor ``new:0``, or without a cursor before
+    the first event was emitted.
+    """
+
+    name: str
+    stream: str
+    observations: Sequence[Observation]
+
+
+@dataclass(frozen=True, slots=True)
+class SinkRecord:
+    """The frames that a ``deliver`` callable was handed, in order, over all server lives."""
+
+    name: str
+    frames: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """All evidence of one campaign.
+
+    `heads` and `tails` are the streams table; `acknowledged` are the keys of rows whose
+    ``commit()`` returned in a server before it was killed.
+    """
+
+    log: Sequence[LogEvent]
+    heads: Mapping[str, int]
+    tails: Mapping[str, int]
+    rows: Sequence[BusinessRow]
+    acknowledged: frozenset[str]
+    readers: Sequence[ReaderRecord]
+    sinks: Sequence[SinkRecord] = field(default=())

@@ -1,0 +1,178 @@
+"""The program that is killed: writers and the SSE endpoint in one process, under load.
+
+`python -m commitcast.chaos.server` is started by `process.ServerProcess`. Standard input
+carries orders, a line each: ``go`` starts the writers, ``stop`` lets them finish; its end
+means that the campaign is gone, and so the server goes too. Standard output carries marks:
+
+``up``                the coordinator runs and the application is about to listen
+``b``                 a ``commit()`` is about to be called
+``c KEY KEY …``       a ``commit()`` returned; these rows must be there for ever
+``r``                 a transaction was rolled back on purpose
+``stopped``           all writers have finished
+
+Each mark is one write(2) of at most PIPE_BUF bytes, so a kill never leaves half of one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import random
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+import uvicorn
+from sqlalchemy.ext.asyncio import create_async_engine
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from commitcast import Coordinator
+from commitcast.chaos.workload import Writer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from commitcast import CommittedEvent
+    from commitcast.auth import ConnectionRequest
+
+
+class PipeMarks:
+    """Marks on standard output, unbuffered: what was written before a kill can be read after."""
+
+    def committing(self) -> None:
+        """Mark ``b``."""
+        self.write("b")
+
+    def committed(self, keys: Sequence[str]) -> None:
+        """Mark ``c``, with the keys."""
+        self.write(f"c {' '.join(keys)}")
+
+    def rolled_back(self) -> None:
+        """Mark ``r``."""
+        self.write("r")
+
+    def write(self, line: str) -> None:
+        """Any mark, at once."""
+        os.write(1, f"{line}\n".encode())
+
+
+class FileSink:
+    """A ``deliver`` callable: appends each frame to a file, as a socket layer would send it."""
+
+    def __init__(self, path: str) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+    async def send(self, event: CommittedEvent) -> None:
+        """Append the frame as one line."""
+        os.write(self._file, f"{event.frame}\n".encode())
+
+
+def who(request: ConnectionRequest) -> str | None:
+    """Readers give their name as a bearer token."""
+    return request.bearer
+
+
+def may_read(_user: str, _stream: str) -> bool:
+    """All readers may read all streams: isolation (G7) has its own tests."""
+    return True
+
+
+class LoadServer:
+    """The application, its writers and their orders."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self._marks = PipeMarks()
+        self._go = asyncio.Event()
+        self._stop = asyncio.Event()
+        self.engine = create_async_engine(options.database_url)
+        if self.engine.dialect.name == "sqlite":
+            from commitcast import sqlite
+
+            sqlite.configure(self.engine)
+        sink = None if options.sink is None else FileSink(options.sink).send
+        self.coordinator = Coordinator(self.engine, deliver=sink)
+
+    def app(self) -> Starlette:
+        """One ASGI application, as a team would write it."""
+        realtime = self.coordinator.asgi(authenticate=who, authorize=may_read)
+        return Starlette(routes=[Mount("/realtime", app=realtime)], lifespan=self._lifespan)
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
+        async with self.coordinator:
+            orders = asyncio.create_task(self._obey())
+            writing = asyncio.create_task(self._write())
+            self._marks.write("up")
+            yield
+            self._stop.set()
+            orders.cancel()
+            writing.cancel()
+            await asyncio.wait({orders, writing})
+        await self.engine.dispose()
+
+    async def _obey(self) -> None:
+        reader = asyncio.StreamReader()
+        loop = asyncio.get_running_loop()
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+        orders = {"go": self._go, "stop": self._stop}
+        async for line in reader:
+            orders[line.decode().strip()].set()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    async def _write(self) -> None:
+        await self._go.wait()
+        writers = [
+            Writer(
+                self.engine,
+                self._options.streams,
+                f"{self._options.life}.{number}",
+                random.Random(f"{self._options.seed}.{self._options.life}.{number}"),  # noqa: S311 - repeatable
+                self._marks,
+            )
+            for number in range(self._options.writers)
+        ]
+        try:
+            async with asyncio.TaskGroup() as group:
+                for writer in writers:
+                    group.create_task(writer.run(self._stop))
+        except* Exception as errors:
+            for error in errors.exceptions:
+                self._marks.write(f"error {json.dumps(repr(error)[:2000])}")
+            raise
+        self._marks.write("stopped")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serve until told to stop, or killed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--database-url", required=True)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--life", type=int, required=True)
+    parser.add_argument("--writers", type=int, required=True)
+    parser.add_argument("--streams", type=lambda text: text.split(","), required=True)
+    parser.add_argument("--sink")
+    options = parser.parse_args(arguments)
+
+    async def serve() -> None:
+        server = LoadServer(options)
+        config = uvicorn.Config(
+            server.app(),
+            host="127.0.0.1",
+            port=options.port,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=5,
+        )
+        await uvicorn.Server(config).serve()
+
+    asyncio.run(serve())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""``python -m commitcast``."""
+
+from commitcast.cli import main
+
+main()

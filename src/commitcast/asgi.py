@@ -1,0 +1,224 @@
+"""The ASGI app: SSE and health checks, mountable in any Starlette or FastAPI app.
+
+Deny by default: without ``authenticate`` nobody is known, without ``authorize`` nothing is
+readable. Errors are problem details (RFC 9457) and never hold an exception's text.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from commitcast.auth import ConnectionRequest, ask_access, ask_user
+from commitcast.errors import InvalidEvent
+from commitcast.event import Position, check_stream
+from commitcast.protocols import sse
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, MutableMapping
+
+    from commitcast.auth import Authenticate, Authorize
+    from commitcast.coordinator import Coordinator
+    from commitcast.protocols.sse import Receive, Send
+
+    Scope = MutableMapping[str, Any]
+
+_logger = logging.getLogger("commitcast")
+_LOST: Final = Position("lost", 0)
+"""Stands for a position that cannot be read; no stream has it, so it is not recovered."""
+
+
+class RealtimeApp:
+    """What `Coordinator.asgi` returns."""
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        *,
+        authenticate: Authenticate | None,
+        authorize: Authorize | None,
+        allowed_origins: Collection[str],
+    ) -> None:
+        self._coordinator = coordinator
+        self._authenticate = authenticate
+        self._authorize = authorize
+        self._allowed_origins = frozenset(allowed_origins)
+        self._connections: Counter[str] = Counter()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 4404, "reason": "use GET …/sse"})
+            return
+        if scope["type"] != "http":
+            return
+        path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
+        if scope["method"] not in {"GET", "HEAD"}:
+            await _problem(send, 405, "Method not allowed", "use GET", headers=[(b"allow", b"GET")])
+        elif path == "/livez":
+            await _json(send, 200, {"status": "live"})
+        elif path == "/readyz":
+            checks = self._coordinator.readiness()
+            ready = all(checks.values())
+            body = {"status": "ready" if ready else "not ready", "checks": checks}
+            await _json(send, 200 if ready else 503, body)
+        elif path == "/sse":
+            await self._sse(scope, receive, send)
+        else:
+            await _problem(
+                send, 404, "Not found", "there are /sse?stream=NAME, /livez and /readyz here"
+            )
+
+    async def _sse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = ConnectionRequest(scope)
+        if not request.origin_allowed(self._allowed_origins):
+            await _problem(
+                send, 403, "Origin not allowed",
+                "pages of this origin may not connect; add it to allowed_origins",
+            )  # fmt: skip
+            return
+        cors = _cors(request) if request.origin in self._allowed_origins else []
+        user = await ask_user(self._authenticate, request)
+        if user is None:
+            await _problem(
+                send, 401, "Not authenticated", "sign in, then connect again",
+                headers=[(b"www-authenticate", b"Bearer"), *cors],
+            )  # fmt: skip
+            return
+        try:
+            stream, after = _wanted(request)
+        except InvalidEvent as error:
+            await _problem(send, 400, "Bad stream or cursor", str(error), headers=cors)
+            return
+        if not await ask_access(self._authorize, user, stream):
+            await _problem(
+                send, 403, "Stream not allowed", "you may not read this stream", headers=cors
+            )
+            return
+        settings = self._coordinator.settings
+        full = (
+            self._connections.total() >= settings.max_connections
+            or self._connections[user] >= settings.max_connections_per_user
+        )
+        if full or not self._coordinator.accepting:
+            await self._later(request, send, cors)
+            return
+        if scope["method"] == "HEAD":
+            await send({"type": "http.response.start", "status": 200, "headers": [*sse.HEADERS]})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        self._connections[user] += 1
+        try:
+            await self._stream(request, receive, send, user, stream, after, cors)
+        finally:
+            self._connections[user] -= 1
+            if not self._connections[user]:
+                del self._connections[user]
+
+    async def _stream(  # noqa: PLR0913, PLR0917 - one request's parts
+        self,
+        request: ConnectionRequest,
+        receive: Receive,
+        send: Send,
+        user: str,
+        stream: str,
+        after: Position | str | None,
+        cors: list[tuple[bytes, bytes]],
+    ) -> None:
+        async def authorized() -> bool:
+            # the session behind the connection may have ended as well
+            return await ask_user(self._authenticate, request) == user and await ask_access(
+                self._authorize, user, stream
+            )
+
+        async def may_read() -> bool:
+            return await ask_access(self._authorize, user, stream)
+
+        subscription = self._coordinator.subscribe(stream, after=after, authorize=may_read)
+        await sse.serve(
+            subscription,
+            receive,
+            send,
+            self._coordinator.settings,
+            authorized=authorized,
+            headers=cors,
+        )
+
+    async def _later(
+        self, request: ConnectionRequest, send: Send, cors: list[tuple[bytes, bytes]]
+    ) -> None:
+        retry_ms = self._coordinator.settings.retry_ms
+        if "text/event-stream" in request.headers.get("accept", ""):
+            await sse.serve_later(send, retry_ms, cors)
+            return
+        seconds = str(max(1, round(retry_ms * 2 / 1000))).encode()
+        await _problem(
+            send, 503, "Try again later", "this node takes no more connections now",
+            headers=[(b"retry-after", seconds), *cors],
+        )  # fmt: skip
+
+
+def _wanted(request: ConnectionRequest) -> tuple[str, Position | str | None]:
+    names = request.query.get("stream", [])
+    if len(names) != 1:
+        raise InvalidEvent("give one stream: ?stream=NAME; open one connection for each")
+    stream = check_stream(names[0])
+    last_id = request.headers.get("last-event-id")
+    if last_id:
+        # the browser resends what it was sent; if that is no position, it has none
+        try:
+            return stream, Position.parse(last_id)
+        except InvalidEvent:
+            return stream, _LOST
+    cursors = request.query.get("cursor", [])
+    if not cursors:
+        return stream, None
+    if len(cursors) > 1:
+        raise InvalidEvent("give one cursor")
+    return stream, cursors[0] if cursors[0] == "earliest" else Position.parse(cursors[0])
+
+
+def _cors(request: ConnectionRequest) -> list[tuple[bytes, bytes]]:
+    return [
+        (b"access-control-allow-origin", (request.origin or "").encode("latin-1")),
+        (b"access-control-allow-credentials", b"true"),
+        (b"vary", b"origin"),
+    ]
+
+
+async def _problem(
+    send: Send,
+    status: int,
+    title: str,
+    detail: str,
+    *,
+    headers: Collection[tuple[bytes, bytes]] = (),
+) -> None:
+    body = {"type": "about:blank", "title": title, "status": status, "detail": detail}
+    await _json(send, status, body, b"application/problem+json", headers)
+
+
+async def _json(
+    send: Send,
+    status: int,
+    body: object,
+    content_type: bytes = b"application/json",
+    headers: Collection[tuple[bytes, bytes]] = (),
+) -> None:
+    encoded = orjson.dumps(body)
+    await send(
+        {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [
+                (b"content-type", content_type),
+                (b"content-length", str(len(encoded)).encode()),
+                (b"cache-control", b"no-store"),
+                *headers,
+            ],
+        }
+    )
+    await send({"type": "http.response.body", "body": encoded})

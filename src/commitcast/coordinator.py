@@ -1,0 +1,417 @@
+"""The coordinator: the whole program, what it is made of and what runs.
+
+Made, it attaches to an engine, so that `commitcast.emit` works (a worker or script needs no
+more). Entered, it runs delivery: polling, trimming and the relay, in one task group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import signal
+import threading
+from typing import TYPE_CHECKING, Any, Self
+
+from sqlalchemy import update
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from commitcast import emit as emitting
+from commitcast.delivery import Delivery
+from commitcast.errors import CommitcastError, LogError, NotRunning, SchemaMissing
+from commitcast.event import CommittedEvent, Position, check_stream
+from commitcast.log import Log
+from commitcast.notifier import InProcessNotifier, Notifier
+from commitcast.relay import Relay
+from commitcast.retention import Trimmer, erase_actor, erase_stream
+from commitcast.schema import Naming, Tables
+from commitcast.settings import Retention, Settings
+from commitcast.sqlite import READ_ONLY_OPTION
+from commitcast.subscription import Reset, Subscription
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+    from types import FrameType, TracebackType
+
+    from sqlalchemy.engine import Engine
+
+    from commitcast.asgi import RealtimeApp
+    from commitcast.auth import Authenticate, Authorize
+    from commitcast.log import Written
+
+_DRAIN_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Coordinator:
+    """Ties an engine's commits to the streams that clients read."""
+
+    def __init__(  # noqa: PLR0913 - one place where a program is put together
+        self,
+        engine: AsyncEngine | Engine,
+        *,
+        deliver: Callable[[CommittedEvent], Any] | None = None,
+        relay_name: str = "default",
+        reader: AsyncEngine | None = None,
+        notifier: Notifier | None = None,
+        schema: str | None = None,
+        prefix: str | None = None,
+        settings: Settings | None = None,
+        drain_on_signals: bool = True,
+        **options: Any,
+    ) -> None:
+        """Attach to `engine`; no I/O.
+
+        Args:
+            engine: the engine whose commits carry events, async or sync; the primary.
+            deliver: a function, sync or async, that takes each `CommittedEvent` after its
+                commit, in stream order, at least once (see `commitcast.relay`).
+            relay_name: coordinators of one name share the work of `deliver`.
+            reader: the engine that delivery reads with; default is `engine`. Needed where
+                `engine` is sync, or its pool is too small to share.
+            notifier: carries hints to other nodes; without one they find events by polling.
+            schema: the schema of Commitcast's tables on PostgreSQL; default ``commitcast``.
+            prefix: the prefix of their names; default none, on SQLite ``commitcast_``.
+            settings: limits and intervals; or give them one by one as `options`.
+            drain_on_signals: close clients gently on SIGTERM and SIGINT. Servers such as
+                uvicorn wait for open responses before they end the lifespan, so that nothing
+                else would close them. The handler that was there is called as well.
+            options: fields of `Settings`, such as ``poll_interval_s=0.5``.
+
+        Raises:
+            ValueError: the engine has a coordinator, or an option is out of range.
+            EmitRefused: the database is neither PostgreSQL nor SQLite.
+        """
+        if settings is not None and options:
+            raise ValueError("give either settings or single options, not both")
+        try:
+            self.settings = settings if settings is not None else Settings(**options)
+        except TypeError as error:
+            known = ", ".join(Settings.__dataclass_fields__)
+            raise ValueError(f"{error}; the options are {known}") from error
+        self._engine = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+        read_with = reader if reader is not None else engine
+        self._reader = (
+            read_with.execution_options(**{READ_ONLY_OPTION: True})
+            if isinstance(read_with, AsyncEngine)
+            else None
+        )
+        self._writer = read_with if isinstance(read_with, AsyncEngine) else None
+        self._schema, self._prefix = schema, prefix
+        self.tables = Tables(Naming.of(self._engine.dialect.name, schema, prefix))
+        self.log = Log(self.tables, self._engine.dialect)
+        self._notifier = notifier if notifier is not None else InProcessNotifier().endpoint()
+        self._deliver = deliver
+        self._relay_name = relay_name
+        self._drain_on_signals = drain_on_signals
+        self._delivery: Delivery | None = None
+        self._stack: contextlib.AsyncExitStack | None = None
+        self._draining = False
+        self._drain: asyncio.Task[None] | None = None
+        self._attached: list[Engine] = []
+        self.attach(self._engine)
+
+    # --- engines --------------------------------------------------------------------------
+
+    def attach(self, engine: AsyncEngine | Engine) -> None:
+        """Attach another engine of the same database, such as a sync one for worker threads."""
+        sync = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+        log = self.log if sync is self._engine else Log(self.tables, sync.dialect)
+        emitting.attach(sync, emitting.Attachment(log, self, self.settings.max_event_bytes))
+        self._attached.append(sync)
+
+    def detach(self) -> None:
+        """Let go of the engines; emits on them are refused from now on."""
+        while self._attached:
+            emitting.detach(self._attached.pop())
+
+    # --- lifespan -------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        """Start delivery. Raises `SchemaMissing` where ``commitcast migrate`` has not run."""
+        if self._reader is None or self._writer is None:
+            raise NotRunning(
+                "delivery needs an async engine: Coordinator(engine, reader=create_async_engine(…))"
+            )
+        if self._delivery is not None:
+            raise NotRunning("the coordinator is running already")
+        async with contextlib.AsyncExitStack() as stack:
+            delivery = Delivery(self._reader, self.log, self.settings, self._notifier)
+            await self._check_schema(delivery)
+            await delivery.open()
+            stack.push_async_callback(delivery.close)
+            loops = [delivery.run()]
+            if self.settings.retention.every_s > 0:
+                loops.append(self._trimmer().run())
+            if self._deliver is not None:
+                relay = Relay(
+                    self._writer,
+                    self.log,
+                    self._deliver,
+                    name=self._relay_name,
+                    lease_s=self.settings.relay_lease_s,
+                    poll_interval_s=self.settings.poll_interval_s,
+                    page_events=self.settings.page_events,
+                )
+                delivery.on_events = relay.hint
+                loops.append(relay.run())
+            await stack.enter_async_context(_running(loops))
+            if self._drain_on_signals:
+                stack.enter_context(self._following_signals())
+            self._draining = False
+            self._delivery = delivery
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop delivery: clients are closed, loops end. `emit` goes on working."""
+        stack, self._stack = self._stack, None
+        if stack is not None:
+            self._draining = True
+            if self._drain is not None:
+                self._drain.cancel()
+                self._drain = None
+            self._delivery = None
+            await stack.aclose()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, _app: object) -> AsyncIterator[None]:
+        """For ``FastAPI(lifespan=coordinator.lifespan)``. A mounted app's own never runs."""
+        async with self:
+            yield
+
+    async def _check_schema(self, delivery: Delivery) -> None:
+        try:
+            await delivery.poll()
+        except LogError as error:
+            raise SchemaMissing(str(error)) from error
+        except DBAPIError as error:
+            text = str(error.orig).lower()
+            if "does not exist" in text or "no such table" in text:
+                raise SchemaMissing(
+                    "Commitcast's tables are not in the database; run `commitcast migrate`, or "
+                    "upgrade(op) in your Alembic chain"
+                ) from error
+            raise
+
+    async def migrate(self) -> None:
+        """Create or update Commitcast's tables (extra ``migrate``); safe to run at each start."""
+        from commitcast.migrations import migrate  # noqa: PLC0415 - Alembic is optional
+
+        if self._writer is None:
+            with self._engine.connect() as conn:
+                migrate(conn, schema=self._schema, prefix=self._prefix)
+            return
+        async with self._writer.connect() as aconn:
+            await aconn.run_sync(migrate, schema=self._schema, prefix=self._prefix)
+
+    # --- reading --------------------------------------------------------------------------
+
+    def subscribe(
+        self,
+        stream: str,
+        *,
+        after: Position | str | None = None,
+        on_reset: Callable[[Reset], object] | None = None,
+        authorize: Callable[[], Awaitable[bool]] | None = None,
+    ) -> Subscription:
+        """Read the committed events of `stream`, in order, each once: ``async for``.
+
+        Args:
+            stream: its name; it need not have events yet.
+            after: the position up to which everything was seen (`Position` or its text), from
+                there on nothing is left out; ``"earliest"`` for all that is kept; None for what
+                comes from now on.
+            on_reset: called with a `Reset` when events after the position are gone; without it
+                `PositionLost` is raised.
+            authorize: asked before the first read, on every page of the log, and denied access
+                raises `AccessDenied`. The caller answers for who is reading.
+
+        Raises:
+            InvalidEvent: the stream's name or the position is not one.
+            NotRunning: the coordinator is not entered.
+        """
+        if self._delivery is None:
+            raise NotRunning(
+                "the coordinator is not running: enter it (async with coordinator, or its "
+                "lifespan) before subscribing"
+            )
+        return Subscription(
+            self._delivery,
+            check_stream(stream),
+            after,
+            on_reset=on_reset,
+            authorize=authorize,
+            chunk_bytes=self.settings.chunk_bytes,
+        )
+
+    def asgi(
+        self,
+        *,
+        authenticate: Authenticate | None = None,
+        authorize: Authorize | None = None,
+        allowed_origins: Collection[str] = (),
+    ) -> RealtimeApp:
+        """An ASGI app with ``/sse``, ``/livez`` and ``/readyz``, to mount where you like.
+
+        Args:
+            authenticate: takes a `ConnectionRequest` and returns the user's id, or None; sync or
+                async. Without it every client is refused.
+            authorize: takes the user's id and a stream's name, returns True to allow; asked on
+                subscribe, on every page of a replay, and with every keep-alive.
+            allowed_origins: other sites whose pages may connect, as ``https://example.org``.
+        """
+        from commitcast.asgi import RealtimeApp  # noqa: PLC0415 - a cycle otherwise
+
+        return RealtimeApp(
+            self, authenticate=authenticate, authorize=authorize, allowed_origins=allowed_origins
+        )
+
+    # --- health and drain -----------------------------------------------------------------
+
+    @property
+    def accepting(self) -> bool:
+        """Whether new clients are taken."""
+        return self._delivery is not None and not self._draining
+
+    def readiness(self) -> dict[str, bool]:
+        """The checks behind ``/readyz``: running, not draining, the log read of late."""
+        age_s = None if self._delivery is None else self._delivery.last_read_age_s
+        fresh_s = max(3 * self.settings.poll_interval_s, 3.0)
+        return {
+            "running": self._delivery is not None,
+            "accepting": self.accepting,
+            "database": age_s is not None and age_s < fresh_s,
+        }
+
+    def begin_drain(self) -> None:
+        """Take no more clients and close those there are, spread over ``drain_s`` seconds.
+
+        They come back with their positions, to another node.
+        """
+        if self._draining or self._delivery is None:
+            return
+        self._draining = True
+        self._drain = asyncio.get_running_loop().create_task(self._close_gently(self._delivery))
+
+    async def _close_gently(self, delivery: Delivery) -> None:
+        subscriptions = delivery.subscriptions()
+        random.shuffle(subscriptions)
+        for left in range(len(subscriptions), 0, -1):
+            subscriptions[left - 1].close("the node drains")
+            await asyncio.sleep(self.settings.drain_s / len(subscriptions))
+        for late in delivery.subscriptions():
+            late.close("the node drains")
+
+    @contextlib.contextmanager
+    def _following_signals(self) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        before = {number: signal.getsignal(number) for number in _DRAIN_SIGNALS}
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            loop.call_soon_threadsafe(self.begin_drain)
+            previous = before[signal.Signals(number)]
+            if callable(previous):
+                previous(number, frame)
+
+        # Only a handler that was set by whoever runs the loop is followed; the default one of
+        # SIGTERM ends the process at once, and there is nothing to add to that.
+        ours = [n for n, h in before.items() if callable(h) and h is not signal.default_int_handler]
+        for number in ours:
+            signal.signal(number, handle)
+        try:
+            yield
+        finally:
+            for number in ours:
+                if signal.getsignal(number) is handle:
+                    signal.signal(number, before[number])
+
+    # --- data -----------------------------------------------------------------------------
+
+    async def erase(self, *, stream: str | None = None, user: str | None = None) -> int:
+        """Remove a person's data; returns how many streams or events were erased.
+
+        Args:
+            stream: delete this stream whole. Its readers are told; made again it has another
+                epoch, so that no old position is mistaken for a new one.
+            user: empty every event whose actor is this user (their offsets stay, so that other
+                readers miss nothing), and delete the stream ``user:<user>``.
+
+        Events that other nodes hold in memory are gone within ``buffer_age_s`` seconds.
+        """
+        if (stream is None) == (user is None):
+            raise ValueError("give either stream= or user=")
+        if self._writer is None:
+            raise NotRunning("erase needs an async engine: Coordinator(engine, reader=…)")
+        if stream is not None:
+            gone = await erase_stream(self._writer, self.tables, check_stream(stream))
+        else:
+            gone = await erase_actor(self._writer, self.tables, str(user))
+            gone += await erase_stream(self._writer, self.tables, check_stream(f"user:{user}"))
+        if self._delivery is not None:
+            self._delivery.forget(stream)
+            await self._delivery.poll()
+        return gone
+
+    async def trim(self) -> int:
+        """Apply the retention now; returns how many events went."""
+        return await self._trimmer().trim()
+
+    async def mark_restored(self) -> None:
+        """Say that the database was restored from a copy: every old position becomes invalid.
+
+        After a restore offsets are given out again; without this a client's position would be
+        taken for one in the new history. ``commitcast restored`` calls it.
+        """
+        import uuid  # noqa: PLC0415 - once in a blue moon
+
+        if self._writer is None:
+            raise NotRunning("mark_restored needs an async engine: Coordinator(engine, reader=…)")
+        installation = self.tables.installation
+        async with self._writer.begin() as conn:
+            done = await conn.execute(update(installation).values(incarnation=uuid.uuid4().hex))
+            if done.rowcount != 1:
+                raise SchemaMissing("the installation row is missing; run `commitcast migrate`")
+        if self._delivery is not None:
+            await self._delivery.poll()
+
+    def _trimmer(self) -> Trimmer:
+        if self._writer is None:
+            raise NotRunning("trimming needs an async engine: Coordinator(engine, reader=…)")
+        return Trimmer(self._writer, self.tables, self.settings.retention)
+
+    # --- what emit tells (WriteObserver) --------------------------------------------------
+
+    def written(self, written: Written) -> None:
+        """Called by the commit hook; not for applications."""
+        delivery = self._delivery
+        if delivery is not None:
+            delivery.written(written)
+
+    def committed(self, written: Written) -> None:
+        """Called by the commit hook; not for applications."""
+        delivery = self._delivery
+        if delivery is not None:
+            delivery.committed(written)
+
+
+@contextlib.asynccontextmanager
+async def _running(loops: list[Any]) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(loop) for loop in loops]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+__all__ = ["CommitcastError", "Coordinator", "Retention", "Settings"]

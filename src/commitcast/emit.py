@@ -1,0 +1,519 @@
+"""`emit`: events that belong to a transaction and leave with its commit, or not at all.
+
+Invariants:
+
+- Emits belong to the connection's root transaction. They are written by one statement in the
+  engine's ``commit`` event, which fires for a real COMMIT only: not for RELEASE, and not for a
+  session joined to an outer transaction (G2).
+- Each emit knows when it was made and in which of the session's transactions, so that rolling
+  back a savepoint, the session's or the connection's, drops exactly the emits made since.
+- SQL that Commitcast cannot see as a savepoint or a commit (``ROLLBACK TO`` sent as text) is not
+  followed.
+- Nothing here commits, rolls back or closes what the caller opened.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+
+from sqlalchemy import event as sa_event
+from sqlalchemy import exc as sa_exc
+from sqlalchemy.engine import Connection, Engine, RootTransaction
+from sqlalchemy.orm import Session, SessionTransaction
+
+from commitcast.errors import (
+    AutocommitRefused,
+    InvalidEvent,
+    IsolationRefused,
+    NoTransaction,
+    NotAttached,
+    SeveralEngines,
+    TwoPhaseRefused,
+)
+from commitcast.event import (
+    DEFAULT_MAX_EVENT_BYTES,
+    EncodedEvent,
+    check_label,
+    check_stream,
+    encode,
+    resolve,
+)
+from commitcast.log import Log, Written
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+    from sqlalchemy.orm import scoped_session
+
+    EmitTarget = (
+        Session
+        | AsyncSession
+        | scoped_session[Any]
+        | async_scoped_session[Any]
+        | Connection
+        | AsyncConnection
+    )
+
+_KEY: Final = "commitcast"
+_CAPTURE: Final = "commitcast.capture"
+_ABOVE_READ_COMMITTED: Final = {"REPEATABLE READ", "SERIALIZABLE", "SNAPSHOT"}
+
+
+class WriteObserver(Protocol):
+    """Who is told of writes to the log; called in the thread that commits, must not block."""
+
+    def written(self, written: Written) -> None:
+        """The statement ran; its COMMIT is about to be sent, and may yet fail."""
+
+    def committed(self, written: Written) -> None:
+        """COMMIT returned."""
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """What a coordinator ties to an engine."""
+
+    log: Log
+    observer: WriteObserver
+    max_event_bytes: int = DEFAULT_MAX_EVENT_BYTES
+
+
+@dataclass(slots=True)
+class _Emit:
+    order: int
+    scope: tuple[int, ...]
+    stream: str
+    encoded: EncodedEvent | None
+    make: Callable[[], object] | None
+    labels: dict[str, str | None]
+    void: bool = False
+
+    def resolved(self, max_bytes: int) -> EncodedEvent:
+        if self.encoded is not None:
+            return self.encoded
+        if self.make is None:  # pragma: no cover - one of the two is always given
+            raise InvalidEvent("an emit without an event")
+        return resolve(self.stream, self.make, max_bytes=max_bytes, **self.labels)
+
+
+@dataclass(slots=True)
+class _Buffer:
+    """The emits of one root transaction, in the order in which they were made."""
+
+    emits: list[_Emit] = field(default_factory=list)
+    savepoints: dict[str, int] = field(default_factory=dict)
+
+    def drop_since(self, order: int) -> None:
+        for made in self.emits:
+            made.void |= made.order >= order
+        self.emits = [e for e in self.emits if not e.void]
+
+    def drop_scope(self, token: int) -> None:
+        self.emits = [e for e in self.emits if token not in e.scope]
+
+
+class _SessionState:
+    """What is known of one root transaction of a session, kept in ``session.info``."""
+
+    __slots__ = ("captured", "connection", "dialects", "nested", "root", "token", "unbound")
+
+    def __init__(self, root: SessionTransaction) -> None:
+        self.root = weakref.ref(root)
+        self.token = next(_order)
+        self.nested: weakref.WeakKeyDictionary[SessionTransaction, int] | None = None
+        self.unbound: list[_Emit] = []
+        self.captured: list[_Emit] = []
+        self.connection: weakref.ref[Connection] | None = None
+        self.dialects: list[Any] = []
+
+    def scope(self, session: Session) -> tuple[int, ...]:
+        """Tokens of the transactions that this emit would be rolled back with."""
+        inner = session.get_nested_transaction()
+        if inner is None:
+            return (self.token,)
+        if self.nested is None:
+            self.nested = weakref.WeakKeyDictionary()
+        tokens = [self.token]
+        current: SessionTransaction | None = inner
+        while current is not None:
+            if current.nested:
+                tokens.append(self.nested.setdefault(current, next(_order)))
+            current = current.parent
+        return tuple(tokens)
+
+    def live_connection(self) -> Connection | None:
+        return None if self.connection is None else self.connection()
+
+
+_order = itertools.count(1)
+_attachments: weakref.WeakKeyDictionary[Any, Attachment] = weakref.WeakKeyDictionary()
+_buffers: weakref.WeakKeyDictionary[RootTransaction, _Buffer] = weakref.WeakKeyDictionary()
+_written: weakref.WeakKeyDictionary[Connection, Written] = weakref.WeakKeyDictionary()
+
+
+def emit(
+    target: EmitTarget,
+    stream: str,
+    event: object,
+    *,
+    actor: str | None = None,
+    operation: str | None = None,
+    trace_parent: str | None = None,
+) -> None:
+    """Send `event` to the readers of `stream` when, and only if, `target`'s transaction commits.
+
+    Nothing to await and no I/O: it may be called anywhere inside the transaction.
+
+    Args:
+        target: an AsyncSession, Session or scoped session, or a Core connection in a transaction.
+        stream: the audience, such as ``thread:7``.
+        event: an `Event`; a pydantic model or dataclass with a ``type``; or a function without
+            arguments that returns one of these, called at commit when the ids of new rows are
+            known (it must not run SQL: a session that commits takes none).
+        actor: the user whose doing it is, kept in the log and sent on the wire.
+        operation: an id of the caller's that goes along, likewise.
+        trace_parent: a W3C ``traceparent``, kept in the log, never on the wire.
+
+    Raises:
+        InvalidEvent: the stream's name, the type or the data cannot be accepted.
+        NotAttached: no `Coordinator` is attached to the engine.
+        NoTransaction: `target` is a connection without an open transaction.
+        AutocommitRefused, IsolationRefused, TwoPhaseRefused: no single commit would carry it.
+
+    What only the commit can know (the function's result, several engines, the isolation level set
+    elsewhere) is raised by the commit, which then does not happen; after ``rollback()`` the
+    session is usable.
+    """
+    check_stream(stream)
+    labels = {
+        "actor": check_label("actor", actor),
+        "operation": check_label("operation", operation),
+        "trace_parent": trace_parent,
+    }
+    place = _sync(target)
+    if isinstance(place, Session):
+        _emit_in_session(place, stream, event, labels)
+    else:
+        _emit_on_connection(place, stream, event, labels)
+
+
+def attach(engine: Engine, attachment: Attachment) -> None:
+    """Tie an engine's commits to a log; raises ValueError if another log has it already."""
+    existing = _attachments.get(engine.dialect)
+    if existing is not None:
+        raise ValueError(
+            f"{engine!r} has a coordinator already; use that one, or close it first "
+            "(coordinator.detach())"
+        )
+    _attachments[engine.dialect] = attachment
+    listen_to_sessions()
+    for name, listener in _ENGINE_LISTENERS:
+        if not sa_event.contains(engine, name, listener):
+            sa_event.listen(engine, name, listener)
+
+
+def detach(engine: Engine) -> None:
+    """Undo `attach`; emits on the engine are refused from now on."""
+    if _attachments.pop(engine.dialect, None) is not None:
+        for name, listener in _ENGINE_LISTENERS:
+            sa_event.remove(engine, name, listener)
+
+
+def listen_to_sessions() -> None:
+    """Follow every Session's transactions; done once per process, by the first `attach`."""
+    for name, listener in _SESSION_LISTENERS:
+        if not sa_event.contains(Session, name, listener):
+            sa_event.listen(Session, name, listener)
+
+
+def set_capture(session: Session, active: bool) -> None:  # noqa: FBT001 - on or off
+    """For `commitcast.testing.capture`: keep what the session emits, coordinator or not."""
+    listen_to_sessions()
+    if active:
+        session.info[_CAPTURE] = True
+    else:
+        session.info.pop(_CAPTURE, None)
+
+
+def take_captured(session: Session) -> list[EncodedEvent]:
+    """For `commitcast.testing.capture`: what a commit of the session has made ready to leave."""
+    state = _state_of(session)
+    if state is None or session.in_nested_transaction():
+        return []
+    emits, state.captured = state.captured, []
+    return [e.resolved(DEFAULT_MAX_EVENT_BYTES) for e in emits if not e.void]
+
+
+def _sync(target: object) -> Session | Connection:
+    for attribute in ("sync_session", "sync_connection"):
+        inner = getattr(target, attribute, None)
+        if inner is not None:
+            target = inner
+            break
+    if isinstance(target, (Session, Connection)):
+        return target
+    registry = getattr(target, "registry", None)
+    if callable(registry):
+        return _sync(registry())
+    raise TypeError(
+        f"emit takes a SQLAlchemy session or connection, not {type(target).__name__}; inside a "
+        "framework, give the session of the request"
+    )
+
+
+def _emit_in_session(
+    session: Session, stream: str, event: object, labels: dict[str, str | None]
+) -> None:
+    if session.twophase:
+        raise TwoPhaseRefused(
+            "the session uses two-phase commit, whose outcome nobody here would see; emit in a "
+            "session with twophase=False"
+        )
+    state = _state_of(session)
+    conn = None if state is None else state.live_connection()
+    bind: Engine | Connection
+    if conn is None:
+        try:
+            bind = session.get_bind()
+        except sa_exc.UnboundExecutionError as error:
+            raise SeveralEngines(
+                "the session has no single engine (binds=…) and no connection yet; run its first "
+                "statement before emit, or emit on the connection"
+            ) from error
+    else:
+        bind = conn
+    capturing = _CAPTURE in session.info
+    attachment = None if capturing and bind.dialect not in _attachments else _attachment(bind)
+    made = _make(attachment, bind, stream, event, labels)
+    if state is None:
+        if not session.in_transaction():
+            session.begin()
+        state = _begin_state(session)
+    made.scope = state.scope(session)
+    if capturing:
+        state.captured.append(made)
+    if attachment is None:
+        return
+    if conn is None:
+        state.unbound.append(made)
+    else:
+        _buffer(_root(conn)).emits.append(made)
+
+
+def _emit_on_connection(
+    conn: Connection, stream: str, event: object, labels: dict[str, str | None]
+) -> None:
+    made = _make(_attachment(conn), conn, stream, event, labels)
+    if not conn.in_transaction():
+        raise NoTransaction(
+            "the connection has no transaction that the event could join; emit after begin() or "
+            "after the first statement"
+        )
+    _buffer(_root(conn)).emits.append(made)
+
+
+def _make(
+    attachment: Attachment | None,
+    bind: Engine | Connection,
+    stream: str,
+    event: object,
+    labels: dict[str, str | None],
+) -> _Emit:
+    level = str(bind.get_execution_options().get("isolation_level", "")).replace("_", " ").upper()
+    _refuse_level(level, row_locks=bind.dialect.name != "sqlite")
+    if callable(event) and not isinstance(event, type):
+        return _Emit(next(_order), (), stream, None, cast("Any", event), labels)
+    max_bytes = DEFAULT_MAX_EVENT_BYTES if attachment is None else attachment.max_event_bytes
+    encoded = encode(stream, event, max_bytes=max_bytes, **labels)
+    return _Emit(next(_order), (), stream, encoded, None, labels)
+
+
+def _refuse_level(level: str, *, row_locks: bool) -> None:
+    if level == "AUTOCOMMIT":
+        raise AutocommitRefused(
+            "the connection is in AUTOCOMMIT mode, where rows are saved before their event could "
+            "be; emit in a transaction (another isolation_level)"
+        )
+    if row_locks and level in _ABOVE_READ_COMMITTED:
+        raise IsolationRefused(
+            f"the transaction runs at {level}, where the shared head of a stream makes most "
+            "concurrent writers abort; emit at READ COMMITTED"
+        )
+
+
+def _attachment(bind: Engine | Connection) -> Attachment:
+    attachment = _attachments.get(bind.dialect)
+    if attachment is None:
+        raise NotAttached(
+            f"no coordinator is attached to {bind.engine.url!r}, so the event would reach nobody; "
+            "make one with Coordinator(engine) (in tests: commitcast.testing.capture)"
+        )
+    return attachment
+
+
+def _root(conn: Connection) -> RootTransaction:
+    root = conn.get_transaction()
+    if not isinstance(root, RootTransaction):
+        raise NoTransaction("the connection has no transaction; begin one before emit")
+    return root
+
+
+def _buffer(root: RootTransaction) -> _Buffer:
+    buffer = _buffers.get(root)
+    if buffer is None:
+        buffer = _buffers[root] = _Buffer()
+    return buffer
+
+
+def _state_of(session: Session) -> _SessionState | None:
+    state = session.info.get(_KEY)
+    root = session.get_transaction()
+    if state is None or root is None or state.root() is not root:
+        return None
+    return cast("_SessionState", state)
+
+
+def _begin_state(session: Session) -> _SessionState:
+    root = session.get_transaction()
+    if root is None:  # pragma: no cover - the caller has begun one
+        raise NoTransaction("the session has no transaction; begin one before emit")
+    state = session.info[_KEY] = _SessionState(root)
+    return state
+
+
+# --- what SQLAlchemy tells us of sessions --------------------------------------------------
+
+
+def _after_begin(session: Session, _transaction: SessionTransaction, conn: Connection) -> None:
+    attached = conn.dialect in _attachments
+    state = _state_of(session)
+    if state is None:
+        if not attached:
+            return
+        state = _begin_state(session)
+    if conn.dialect not in state.dialects:
+        state.dialects.append(conn.dialect)
+    if attached and state.live_connection() is not conn:
+        state.connection = weakref.ref(conn)
+        if state.unbound:
+            buffer = _buffer(_root(conn))
+            buffer.emits.extend(state.unbound)
+            state.unbound = []
+
+
+def _before_commit(session: Session) -> None:
+    state = _state_of(session)
+    if state is None or session.in_nested_transaction():
+        return
+    if state.unbound:
+        session.connection()  # so that there is a transaction to write in; no more than that
+    if len(state.dialects) > 1:
+        conn = state.live_connection()
+        root = conn.get_transaction() if conn is not None else None
+        buffer = _buffers.get(root) if isinstance(root, RootTransaction) else None
+        if buffer is not None and buffer.emits:
+            raise SeveralEngines(
+                "the session's transaction spans more than one engine, so part of it may commit "
+                "and part not; emit in a session of one engine"
+            )
+
+
+def _after_commit(session: Session) -> None:
+    state = _state_of(session)
+    conn = None if state is None else state.live_connection()
+    if conn is None:
+        return
+    written = _written.get(conn)
+    # RELEASE, and the commit of a session joined to an outer transaction, come here too; only a
+    # transaction that ran our statement and has ended without an error is committed.
+    if written is not None and written.has_committed(conn):
+        del _written[conn]
+        attachment = _attachments.get(conn.dialect)
+        if attachment is not None:
+            attachment.observer.committed(written)
+
+
+def _after_soft_rollback(session: Session, previous: SessionTransaction) -> None:
+    state = session.info.get(_KEY)
+    if state is None:
+        return
+    root = state.root()
+    token = state.token if previous is root else (state.nested or {}).get(previous)
+    if token is None:
+        return
+    state.unbound = [e for e in state.unbound if token not in e.scope]
+    state.captured = [e for e in state.captured if token not in e.scope]
+    conn = state.live_connection()
+    transaction = conn.get_transaction() if conn is not None else None
+    buffer = _buffers.get(transaction) if isinstance(transaction, RootTransaction) else None
+    if buffer is not None:
+        buffer.drop_scope(token)
+
+
+# --- what SQLAlchemy tells us of connections -----------------------------------------------
+
+
+def _savepoint(conn: Connection, name: str | None) -> None:
+    # SQLAlchemy names the savepoint after this event, so savepoints are known by their order.
+    root = conn.get_transaction()
+    if isinstance(root, RootTransaction):
+        buffer = _buffer(root)
+        buffer.savepoints[name or f"sa_savepoint_{len(buffer.savepoints) + 1}"] = next(_order)
+
+
+def _rollback_savepoint(conn: Connection, name: str, _context: None) -> None:
+    root = conn.get_transaction()
+    buffer = _buffers.get(root) if isinstance(root, RootTransaction) else None
+    if buffer is not None and name in buffer.savepoints:
+        buffer.drop_since(buffer.savepoints[name])
+
+
+def _rollback(conn: Connection) -> None:
+    root = conn.get_transaction()
+    if isinstance(root, RootTransaction):
+        _buffers.pop(root, None)
+    _written.pop(conn, None)
+
+
+def _commit(conn: Connection) -> None:
+    root = conn.get_transaction()
+    buffer = _buffers.pop(root, None) if isinstance(root, RootTransaction) else None
+    attachment = _attachments.get(conn.dialect)
+    if buffer is None or not buffer.emits or attachment is None or root is None:
+        return
+    log = attachment.log
+    _refuse_level(log.autocommit_level(conn), row_locks=False)
+    buffer.emits.sort(key=lambda e: e.order)
+    encoded = [e.resolved(attachment.max_event_bytes) for e in buffer.emits]
+    written = Written(weakref.ref(root), log.append(conn, encoded))
+    _written[conn] = written
+    attachment.observer.written(written)
+
+
+def _prepare_twophase(conn: Connection, _xid: object) -> None:
+    root = conn.get_transaction()
+    buffer = _buffers.pop(root, None) if isinstance(root, RootTransaction) else None
+    if buffer is not None and buffer.emits:
+        raise TwoPhaseRefused(
+            "the transaction is to be prepared, and its outcome decided elsewhere; emit in a "
+            "transaction with a plain commit"
+        )
+
+
+_ENGINE_LISTENERS: Final = (
+    ("commit", _commit),
+    ("rollback", _rollback),
+    ("savepoint", _savepoint),
+    ("rollback_savepoint", _rollback_savepoint),
+    ("prepare_twophase", _prepare_twophase),
+)
+_SESSION_LISTENERS: Final = (
+    ("after_begin", _after_begin),
+    ("before_commit", _before_commit),
+    ("after_commit", _after_commit),
+    ("after_soft_rollback", _after_soft_rollback),
+)

@@ -1,0 +1,89 @@
+"""Every error that Commitcast raises, in one small tree.
+
+Messages say what was wrong, with what value, and what to do. They are written for
+developers and operators; nothing here is ever sent to a user.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from commitcast.event import Position
+
+
+class CommitcastError(Exception):
+    """Base of every error raised by Commitcast."""
+
+
+class InvalidEvent(CommitcastError, ValueError):
+    """An event, a stream name or an event type that cannot be accepted; nothing was written."""
+
+
+class EmitRefused(CommitcastError):
+    """An emit that could not keep its guarantees where it was made.
+
+    Raised by `emit` itself or by the commit that would have carried it. The transaction is
+    not committed; after ``rollback()`` the session is usable again.
+    """
+
+
+class NotAttached(EmitRefused):
+    """The session's engine has no coordinator, so nobody would deliver the event."""
+
+
+class NoTransaction(EmitRefused):
+    """A Core connection without an open transaction has nothing that the event could join."""
+
+
+class AutocommitRefused(EmitRefused):
+    """In AUTOCOMMIT mode there is no transaction: rows are saved before the event could be."""
+
+
+class TwoPhaseRefused(EmitRefused):
+    """A prepared transaction may commit later, by anyone; its outcome cannot be followed."""
+
+
+class IsolationRefused(EmitRefused):
+    """Row-mode streams share a head row, which above READ COMMITTED aborts most writers."""
+
+
+class SeveralEngines(EmitRefused):
+    """The transaction spans more than one engine, so no single commit covers it."""
+
+
+class LogError(CommitcastError):
+    """The log did not do what it was asked; the transaction must be rolled back."""
+
+
+class SchemaMissing(CommitcastError):
+    """Commitcast's tables are not in the database, or are of another version."""
+
+
+class PositionLost(CommitcastError):
+    """The events after a position can no longer all be delivered (G3).
+
+    Reload the state from your own tables and read on from `position`.
+    """
+
+    def __init__(self, stream: str, position: Position) -> None:
+        super().__init__(
+            f"events of stream {stream!r} after the given position are gone (trimmed, erased, or "
+            f"lost by the database); reload the state and read on from {position}"
+        )
+        self.stream = stream
+        self.position = position
+
+
+class NotRunning(CommitcastError):
+    """Delivery was asked of a coordinator that is not entered (``async with coordinator``)."""
+
+
+class SubscriptionClosed(CommitcastError):
+    """The subscription was closed while it was being read; `position` is where to resume."""
+
+    def __init__(self, stream: str, position: Position | None, reason: str) -> None:
+        super().__init__(f"subscription to {stream!r} was closed: {reason}; resume from {position}")
+        self.stream = stream
+        self.position = position
+        self.reason = reason

@@ -1,0 +1,305 @@
+"""Events and positions: the values that the log holds and clients receive.
+
+An event is encoded once, as the exact JSON text that goes on the wire; whatever cannot be
+encoded fails at `emit`, before anything is written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import uuid
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
+
+import orjson
+
+from commitcast.errors import InvalidEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DEFAULT_MAX_EVENT_BYTES: Final = 64 * 1024
+"""Largest encoded event data, in bytes, unless the coordinator is given another limit."""
+
+NEW_EPOCH: Final = "new"
+"""The epoch of a stream that has no events yet; its only position is ``new:0``."""
+
+_STREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+=-]{0,199}")
+_TYPE = re.compile(r"[A-Za-z][A-Za-z0-9._:-]{0,99}")
+_EPOCH = re.compile(r"[a-z0-9]{1,32}")
+_LABEL_LENGTH: Final = 200
+_RESERVED: Final = "commitcast."
+_MAX_OFFSET: Final = 2**63 - 1
+
+
+@runtime_checkable
+class TypedEvent(Protocol):
+    """A pydantic model or dataclass with a ``type``: the event's type; other fields its data."""
+
+    @property
+    def type(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An event by name: a `type` such as ``message.created`` and JSON-encodable `data`."""
+
+    type: str
+    data: Any = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, order=False)
+class Position:
+    """A reader's place in one stream: everything up to `offset` of `epoch` has been seen."""
+
+    epoch: str
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.epoch}:{self.offset}"
+
+    @classmethod
+    def parse(cls, text: str) -> Position:
+        """Read ``epoch:offset``; raises `InvalidEvent` for anything else."""
+        epoch, colon, offset = text.partition(":")
+        if (
+            not colon
+            or not _EPOCH.fullmatch(epoch)
+            or not (offset.isascii() and offset.isdigit() and len(offset) <= 19)
+            or int(offset) > _MAX_OFFSET
+        ):
+            raise InvalidEvent(
+                f"{text[:80]!r} is not a position; give it as it was received, epoch:offset"
+            )
+        return cls(epoch, int(offset))
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedEvent:
+    """An event ready for the log: validated, with its data as JSON text."""
+
+    id: str
+    stream: str
+    type: str
+    data_json: str
+    actor: str | None = None
+    operation: str | None = None
+    trace_parent: str | None = None
+
+
+class CommittedEvent:
+    """An event as the log holds it: committed, and with its position.
+
+    `frame` is the JSON text that goes on the wire, the same for every reader.
+    """
+
+    __slots__ = (
+        "_frame",
+        "actor",
+        "data_json",
+        "encodings",
+        "epoch",
+        "id",
+        "offset",
+        "operation",
+        "stream",
+        "time",
+        "type",
+    )
+
+    def __init__(  # noqa: PLR0913 - one row of the log has that many columns
+        self,
+        *,
+        stream: str,
+        epoch: str,
+        offset: int,
+        id: str,  # noqa: A002 - the wire's word
+        type: str,  # noqa: A002 - the wire's word
+        time: str,
+        data_json: str,
+        actor: str | None = None,
+        operation: str | None = None,
+    ) -> None:
+        self.stream = stream
+        self.epoch = epoch
+        self.offset = offset
+        self.id = id
+        self.type = type
+        self.time = time
+        self.data_json = data_json
+        self.actor = actor
+        self.operation = operation
+        self.encodings: dict[str, bytes] = {}
+        """What protocols made of the frame, so that each makes it once for all its readers."""
+        self._frame: str | None = None
+
+    @property
+    def data(self) -> Any:
+        """The event's data, parsed anew at each access."""
+        return orjson.loads(self.data_json)
+
+    @property
+    def position(self) -> Position:
+        """The place of a reader that has seen this event."""
+        return Position(self.epoch, self.offset)
+
+    @property
+    def frame(self) -> str:
+        """The JSON object that clients receive, encoded once."""
+        if self._frame is None:
+            head = {
+                "type": self.type,
+                "id": self.id,
+                "stream": self.stream,
+                "offset": self.offset,
+                "epoch": self.epoch,
+                "time": self.time,
+            }
+            if self.actor is not None:
+                head["actor"] = self.actor
+            if self.operation is not None:
+                head["operation"] = self.operation
+            self._frame = f'{orjson.dumps(head).decode()[:-1]},"data":{self.data_json}}}'
+        return self._frame
+
+    @property
+    def size_bytes(self) -> int:
+        """About what the event costs in memory, for bounds."""
+        return len(self.data_json) * 2 + 600
+
+    def __repr__(self) -> str:
+        return f"<CommittedEvent {self.stream} {self.epoch}:{self.offset} {self.type}>"
+
+
+def check_stream(name: object) -> str:
+    """Return a valid stream name; raises `InvalidEvent` for any other value."""
+    if not isinstance(name, str) or not _STREAM.fullmatch(name):
+        raise InvalidEvent(
+            f"{_shown(name)} is not a stream name: 1 to 200 of A-Z a-z 0-9 . _ : / @ + = -, "
+            "beginning with a letter or digit, such as 'thread:7'"
+        )
+    return name
+
+
+def check_label(what: str, value: object) -> str | None:
+    """Return a valid actor or operation id, or None; raises `InvalidEvent` otherwise."""
+    if value is None:
+        return None
+    if not isinstance(value, str) or not 0 < len(value) <= _LABEL_LENGTH or not value.isprintable():
+        raise InvalidEvent(
+            f"{what} must be a printable string of 1 to {_LABEL_LENGTH} characters, "
+            f"not {_shown(value)}"
+        )
+    return value
+
+
+def check_type(name: object) -> str:
+    """Return a valid event type; raises `InvalidEvent` for any other value."""
+    if not isinstance(name, str) or not _TYPE.fullmatch(name):
+        raise InvalidEvent(
+            f"{_shown(name)} is not an event type: 1 to 100 of A-Z a-z 0-9 . _ : -, beginning "
+            "with a letter, such as 'message.created'"
+        )
+    if name.startswith(_RESERVED):
+        raise InvalidEvent(f"event types that begin with {_RESERVED!r} are reserved, not {name!r}")
+    return name
+
+
+def encode(
+    stream: str,
+    event: object,
+    *,
+    max_bytes: int = DEFAULT_MAX_EVENT_BYTES,
+    actor: str | None = None,
+    operation: str | None = None,
+    trace_parent: str | None = None,
+) -> EncodedEvent:
+    """Validate and encode one event for `stream`; raises `InvalidEvent`, writes nothing.
+
+    Data may hold what JSON holds and pydantic models, dataclasses, datetime, date, time, UUID
+    and enums; a Decimal becomes a JSON string, so that no digit is lost (RFC 8259, section 6).
+    """
+    name, data = _type_and_data(event)
+    try:
+        encoded = orjson.dumps(
+            data, default=_plain, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_UTC_Z
+        )
+    except (TypeError, ValueError, RecursionError) as error:
+        reason = error.__cause__ or error
+        raise InvalidEvent(
+            f"the data of {name!r} for stream {stream!r} cannot be encoded as JSON: {reason}"
+        ) from error
+    if len(encoded) > max_bytes:
+        raise InvalidEvent(
+            f"the data of {name!r} for stream {stream!r} takes {len(encoded)} bytes, more than "
+            f"the limit of {max_bytes}; store the content and send its id"
+        )
+    return EncodedEvent(
+        id=uuid.uuid4().hex,
+        stream=stream,
+        type=name,
+        data_json=encoded.decode(),
+        actor=actor,
+        operation=operation,
+        trace_parent=trace_parent,
+    )
+
+
+def resolve(
+    stream: str, make: Callable[[], object], *, max_bytes: int, **labels: str | None
+) -> EncodedEvent:
+    """Encode what `make` returns, at commit, when the ids of new rows are known."""
+    event = make()
+    if callable(event) or hasattr(event, "__await__"):
+        if hasattr(event, "close"):
+            event.close()
+        raise InvalidEvent(
+            f"the callable emitted to {stream!r} returned {_shown(event)}, not an event; it must "
+            "be a plain function that returns one"
+        )
+    return encode(stream, event, max_bytes=max_bytes, **labels)
+
+
+def _type_and_data(event: object) -> tuple[str, Any]:
+    if isinstance(event, Event):
+        return check_type(event.type), event.data
+    if isinstance(event, TypedEvent) and not isinstance(event, type):
+        dump = getattr(event, "model_dump", None)
+        if dump is not None:
+            try:
+                return check_type(event.type), dump(mode="json", exclude={"type"})
+            except InvalidEvent:
+                raise
+            except Exception as error:
+                raise InvalidEvent(
+                    f"{type(event).__name__} cannot be encoded: {error}"
+                ) from error
+        if dataclasses.is_dataclass(event):
+            fields = {
+                f.name: getattr(event, f.name)
+                for f in dataclasses.fields(event)
+                if f.name != "type"
+            }
+            return check_type(event.type), fields
+    raise InvalidEvent(
+        f"{_shown(event)} is not an event: give an Event, a pydantic model or dataclass with a "
+        "`type`, or a function that returns one"
+    )
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Decimal):
+        return str(value)
+    dump = getattr(value, "model_dump", None)
+    if dump is not None and not isinstance(value, type):
+        return dump(mode="json")
+    if isinstance(value, (set, frozenset)):
+        raise TypeError("a set has no order; make it a sorted list")
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."  # noqa: PLR2004 - one line of a message

@@ -1,0 +1,171 @@
+"""Server-Sent Events (WHATWG HTML, section 9.2): a browser's EventSource needs no SDK.
+
+- ``id:`` is the position, ``epoch:offset``; the browser sends it back as ``Last-Event-ID``.
+- Events are unnamed messages whose data is the event's frame, so ``onmessage`` has them all.
+- ``commitcast.subscribed`` comes first on each connection, ``commitcast.reset`` when the place
+  was lost later; both say ``recovered``, and false means: reload the state.
+- ``commitcast.closed`` says why the server ends a connection that it will not take up again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from commitcast.errors import SubscriptionClosed
+from commitcast.subscription import AccessDenied, Reset
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from commitcast.event import CommittedEvent, Position
+    from commitcast.settings import Settings
+    from commitcast.subscription import Subscription
+
+    Receive = Callable[[], Awaitable[Any]]
+    Send = Callable[[Any], Awaitable[None]]
+
+HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache, no-transform"),
+    (b"x-accel-buffering", b"no"),
+)
+"""No cache, no recoding, and no buffering by nginx."""
+
+_KEEP_ALIVE = b": keep-alive\n\n"
+
+
+def encode_event(event: CommittedEvent) -> bytes:
+    """One event as it goes on the wire; made once and shared by all its readers."""
+    encoded = event.encodings.get("sse")
+    if encoded is None:
+        encoded = f"id: {event.epoch}:{event.offset}\ndata: {event.frame}\n\n".encode()
+        event.encodings["sse"] = encoded
+    return encoded
+
+
+def encode_place(name: str, stream: str, position: Position, *, recovered: bool) -> bytes:
+    """A ``commitcast.subscribed`` or ``commitcast.reset`` message."""
+    data = orjson.dumps(
+        {
+            "stream": stream,
+            "epoch": position.epoch,
+            "offset": position.offset,
+            "recovered": recovered,
+        }
+    ).decode()
+    return f"event: commitcast.{name}\nid: {position}\ndata: {data}\n\n".encode()
+
+
+def encode_closed(reason: str) -> bytes:
+    """A ``commitcast.closed`` message."""
+    return f"event: commitcast.closed\ndata: {orjson.dumps({'reason': reason}).decode()}\n\n".encode()
+
+
+def encode_retry(retry_ms: int) -> bytes:
+    """How long the browser is to wait before it connects again: jittered, against herds."""
+    return f"retry: {random.randint(retry_ms, retry_ms * 3)}\n\n".encode()
+
+
+async def serve_later(send: Send, retry_ms: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Send a browser away for a while.
+
+    An EventSource gives up for good on any status but 200, so it is told when to come back.
+    """
+    await send({"type": "http.response.start", "status": 200, "headers": [*HEADERS, *headers]})
+    await send({"type": "http.response.body", "body": encode_retry(retry_ms)})
+
+
+async def serve(
+    subscription: Subscription,
+    receive: Receive,
+    send: Send,
+    settings: Settings,
+    *,
+    authorized: Callable[[], Awaitable[bool]],
+    headers: Iterable[tuple[bytes, bytes]] = (),
+) -> None:
+    """Send `subscription` to one client until either side ends it.
+
+    Events are taken only as fast as the client reads, so a slow one holds no memory but one
+    chunk; a write that takes longer than the deadline ends the connection, and the client
+    resumes from the last id it read (G10).
+    """
+    await send({"type": "http.response.start", "status": 200, "headers": [*HEADERS, *headers]})
+    watcher = asyncio.create_task(_watch_disconnect(receive, subscription))
+
+    async def write(body: bytes) -> None:
+        async with asyncio.timeout(settings.write_deadline_s):
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+
+    try:
+        await write(encode_retry(settings.retry_ms))
+        await _serve(subscription, write, settings, authorized)
+    except TimeoutError:
+        return  # the client does not read; there is no use in a farewell
+    except SubscriptionClosed:
+        pass
+    except AccessDenied:
+        await write(encode_closed("forbidden"))
+    finally:
+        watcher.cancel()
+        subscription.close()
+    async with asyncio.timeout(settings.write_deadline_s):
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _serve(
+    subscription: Subscription,
+    write: Callable[[bytes], Awaitable[None]],
+    settings: Settings,
+    authorized: Callable[[], Awaitable[bool]],
+) -> None:
+    starting = asyncio.ensure_future(_first(subscription))
+    batch: list[CommittedEvent] | Reset | None
+    pending: asyncio.Future[Any] = starting
+    try:
+        while True:
+            done, _ = await asyncio.wait({pending}, timeout=settings.keep_alive_s)
+            if not done:
+                if not await authorized():
+                    raise AccessDenied(f"the reader may not read {subscription.stream!r}")
+                await write(_KEEP_ALIVE)
+                continue
+            batch = pending.result()
+            if batch is None:
+                await write(_subscribed(subscription))
+            elif isinstance(batch, Reset):
+                await write(
+                    encode_place("reset", batch.stream, batch.position, recovered=False)
+                )
+            else:
+                await write(b"".join([encode_event(event) for event in batch]))
+            pending = asyncio.ensure_future(subscription.next_batch())
+    finally:
+        pending.cancel()
+        await asyncio.gather(pending, return_exceptions=True)
+
+
+async def _first(subscription: Subscription) -> None:
+    await subscription.start()
+
+
+def _subscribed(subscription: Subscription) -> bytes:
+    position = subscription.position
+    if position is None:  # pragma: no cover - set by start
+        raise SubscriptionClosed(subscription.stream, None, "not started")
+    subscription.reset_told()
+    return encode_place(
+        "subscribed", subscription.stream, position, recovered=subscription.recovered
+    )
+
+
+async def _watch_disconnect(receive: Receive, subscription: Subscription) -> None:
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            subscription.close("the client left")
+            return

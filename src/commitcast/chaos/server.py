@@ -23,7 +23,7 @@ import os
 import random
 import signal
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import uvicorn
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 
     from commitcast import CommittedEvent
     from commitcast.auth import ConnectionRequest
+
+_RELAY_LEASE_S: Final = 1.0
+"""Short, so that the relay of most lives takes over from one that was killed."""
+_DRAIN_S: Final = 1.0
 
 
 class PipeMarks:
@@ -95,7 +99,9 @@ class LoadServer:
 
             sqlite.configure(self.engine)
         sink = None if options.sink is None else FileSink(options.sink).send
-        self.coordinator = Coordinator(self.engine, deliver=sink)
+        self.coordinator = Coordinator(
+            self.engine, deliver=sink, relay_lease_s=_RELAY_LEASE_S, drain_s=_DRAIN_S
+        )
 
     def app(self) -> Starlette:
         """One ASGI application, as a team would write it."""

@@ -1,0 +1,72 @@
+"""The load server with one promise of the library broken on purpose: ``saboteur.py NAME …``."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from commitcast import Position
+from commitcast import emit as _  # noqa: F401 - so that the module of that name is loaded
+from commitcast.chaos import server
+from commitcast.delivery import Delivery
+from commitcast.subscription import Subscription
+
+buffer: Any = sys.modules["commitcast.emit"]._Buffer
+start = Subscription.start
+
+
+def send_before_commit() -> None:
+    """G1: readers get what is about to be committed."""
+    Delivery.written = Delivery._publish
+
+
+def keep_what_was_rolled_back() -> None:
+    """G2: the events of a rolled-back savepoint stay with the transaction."""
+    buffer.drop_scope = buffer.drop_since = lambda _self, _mark: None
+
+
+def skip_the_replay() -> None:
+    """G3: whoever comes back goes on with what is new, and is told that nothing is missing."""
+
+    async def from_now(self: Subscription) -> None:
+        after, self._after = self._after, None
+        await start(self)
+        self._after, self.recovered = after, after is not None
+
+    Subscription.start = from_now
+
+
+def hear_no_commit() -> None:
+    """G3: nothing but a reader's first read ever looks at the log."""
+
+    async def nothing(*_arguments: object) -> None: ...
+
+    Delivery.written = Delivery.committed = lambda _self, _written: None
+    Delivery.poll = nothing
+
+
+def replay_one_too_many() -> None:
+    """G5: whoever comes back is given the last event again."""
+
+    async def one_back(self: Subscription) -> None:
+        first = self._feed is None
+        await start(self)
+        if first and self.recovered and self._position and self._position.offset > 0:
+            self._position = Position(self._position.epoch, self._position.offset - 1)
+
+    Subscription.start = one_back
+
+
+SABOTAGE: dict[str, Callable[[], None]] = {
+    sabotage.__name__: sabotage
+    for sabotage in (
+        send_before_commit,
+        keep_what_was_rolled_back,
+        skip_the_replay,
+        hear_no_commit,
+        replay_one_too_many,
+    )
+}
+
+if __name__ == "__main__":
+    SABOTAGE[sys.argv[1]]()
+    server.main(sys.argv[2:])

@@ -25,7 +25,8 @@ from sqlalchemy import (
     cast,
     collate,
     func,
-    literal,
+    literal_column,
+    or_,
     select,
     true,
 )
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
     from sqlalchemy.sql.compiler import SQLCompiler
 
     from commitcast.schema import Tables
-
-_INSTALLATION_ID: Final = 1
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
@@ -294,20 +293,31 @@ def epoch_of(incarnation: str, lineage: str, stream_id: int) -> str:
     return hashlib.blake2b(text, digest_size=8).hexdigest()
 
 
+def _constant(text: str) -> Any:
+    """A constant of ours as SQL text, so that it is no parameter of every call."""
+    return literal_column("'" + text + "'", Text)
+
+
+def _setting(name: str) -> Any:
+    return func.current_setting(_constant(name), type_=Text)
+
+
 def _lineage(*, postgresql: bool) -> Any:
     """What a promoted replica, or another cluster, has another value of. Only a primary has it."""
     if not postgresql:
-        return literal("sqlite", type_=Text)
+        return _constant("sqlite")
     control = func.pg_control_system().table_valued("system_identifier")
     cluster = select(control.c.system_identifier).scalar_subquery()
-    timeline = func.left(func.pg_walfile_name(func.pg_current_wal_lsn()), 8)
-    return func.concat(cast(cluster, Text), ":", timeline, type_=Text)
+    timeline = func.left(func.pg_walfile_name(func.pg_current_wal_lsn()), literal_column("8"))
+    return func.concat(cast(cluster, Text), _constant(":"), timeline, type_=Text)
 
 
 def _time(column: Any, *, postgresql: bool) -> Any:
     if not postgresql:
         return column
-    return func.to_char(func.timezone("UTC", column), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+    return func.to_char(
+        func.timezone(_constant("UTC"), column), _constant('YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+    )
 
 
 def _append_postgresql(tables: Tables) -> Any:
@@ -333,12 +343,16 @@ def _append_postgresql(tables: Tables) -> Any:
     given = (
         select(*unnested.c)
         # Above READ COMMITTED nothing is locked or written, and no row comes back.
-        .where(func.current_setting("transaction_isolation").in_(["read committed", "read uncommitted"]))
+        .where(
+            or_(
+                _setting("transaction_isolation") == _constant("read committed"),
+                _setting("transaction_isolation") == _constant("read uncommitted"),
+            )
+        )
         .cte("given")
-        .prefix_with("MATERIALIZED", dialect="none")
     )
     counted = (
-        select(given.c.name, func.count().label("n"), literal(1, BigInteger).label("tail"))
+        select(given.c.name, func.count().label("n"), literal_column("1", BigInteger).label("tail"))
         .group_by(given.c.name)
         .order_by(collate(given.c.name, "C"))
     )
@@ -373,10 +387,15 @@ def _append_postgresql(tables: Tables) -> Any:
     )
     durable = case(
         (
-            func.current_setting("synchronous_commit").in_(["off", "local", "remote_write"]),
-            func.set_config("synchronous_commit", "on", true()),
+            or_(
+                *(
+                    _setting("synchronous_commit") == _constant(weaker)
+                    for weaker in ("off", "local", "remote_write")
+                )
+            ),
+            func.set_config(_constant("synchronous_commit"), _constant("on"), true()),
         ),
-        else_=literal("", Text),
+        else_=_constant(""),
     )
     return select(
         heads.c.id,
@@ -387,21 +406,21 @@ def _append_postgresql(tables: Tables) -> Any:
         _time(func.statement_timestamp(), postgresql=True).label("time"),
         select(func.count()).select_from(written).scalar_subquery().label("written"),
         durable.label("durable"),
-    ).select_from(heads.join(installation, installation.c.id == _INSTALLATION_ID))
+    ).select_from(heads.join(installation, installation.c.id == literal_column("1")))
 
 
 def _upsert_sqlite(tables: Tables) -> Any:
     streams, installation = tables.streams, tables.installation
     counts = func.json_each(bindparam("counts", type_=Text)).table_valued("value")
     counted = select(
-        func.json_extract(counts.c.value, "$[0]"),
-        func.json_extract(counts.c.value, "$[1]"),
-        literal(1),
+        func.json_extract(counts.c.value, _constant("$[0]")),
+        func.json_extract(counts.c.value, _constant("$[1]")),
+        literal_column("1"),
     ).where(true())
     upsert = sqlite.insert(streams).from_select(["name", "head", "tail"], counted)
     incarnation = (
         select(installation.c.incarnation)
-        .where(installation.c.id == _INSTALLATION_ID)
+        .where(installation.c.id == literal_column("1"))
         .scalar_subquery()
     )
     return upsert.on_conflict_do_update(
@@ -412,8 +431,8 @@ def _upsert_sqlite(tables: Tables) -> Any:
         streams.c.name,
         streams.c.head,
         incarnation.label("incarnation"),
-        literal("sqlite", Text).label("lineage"),
-        func.strftime("%Y-%m-%dT%H:%M:%fZ", "now").label("time"),
+        _constant("sqlite").label("lineage"),
+        func.strftime(_constant("%Y-%m-%dT%H:%M:%fZ"), _constant("now")).label("time"),
     )
 
 
@@ -446,7 +465,7 @@ def _page(tables: Tables, *, postgresql: bool) -> Any:
                 events, wanted
             )
         )
-        .where(installation.c.id == _INSTALLATION_ID)
+        .where(installation.c.id == literal_column("1"))
         .order_by(events.c.offset)
     )
 
@@ -467,5 +486,5 @@ def _heads(tables: Tables, *, postgresql: bool) -> Any:
                 streams, streams.c.name.in_(bindparam("names", expanding=True, type_=String))
             )
         )
-        .where(installation.c.id == _INSTALLATION_ID)
+        .where(installation.c.id == literal_column("1"))
     )

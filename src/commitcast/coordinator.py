@@ -17,16 +17,16 @@ from sqlalchemy import update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from commitcast import emit as emitting
 from commitcast.delivery import Delivery
-from commitcast.errors import CommitcastError, LogError, NotRunning, SchemaMissing
+from commitcast.emit import Attachment, attach, detach
+from commitcast.errors import LogError, NotRunning, SchemaMissing
 from commitcast.event import CommittedEvent, Position, check_stream
 from commitcast.log import Log
 from commitcast.notifier import InProcessNotifier, Notifier
 from commitcast.relay import Relay
 from commitcast.retention import Trimmer, erase_actor, erase_stream
 from commitcast.schema import Naming, Tables
-from commitcast.settings import Retention, Settings
+from commitcast.settings import Settings
 from commitcast.sqlite import READ_ONLY_OPTION
 from commitcast.subscription import Reset, Subscription
 
@@ -117,13 +117,13 @@ class Coordinator:
         """Attach another engine of the same database, such as a sync one for worker threads."""
         sync = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
         log = self.log if sync is self._engine else Log(self.tables, sync.dialect)
-        emitting.attach(sync, emitting.Attachment(log, self, self.settings.max_event_bytes))
+        attach(sync, Attachment(log, self, self.settings.max_event_bytes))
         self._attached.append(sync)
 
     def detach(self) -> None:
         """Let go of the engines; emits on them are refused from now on."""
         while self._attached:
-            emitting.detach(self._attached.pop())
+            detach(self._attached.pop())
 
     # --- lifespan -------------------------------------------------------------------------
 
@@ -201,7 +201,7 @@ class Coordinator:
 
     async def migrate(self) -> None:
         """Create or update Commitcast's tables (extra ``migrate``); safe to run at each start."""
-        from commitcast.migrations import migrate  # noqa: PLC0415 - Alembic is optional
+        from commitcast.migrations import migrate
 
         if self._writer is None:
             with self._engine.connect() as conn:
@@ -266,7 +266,7 @@ class Coordinator:
                 subscribe, on every page of a replay, and with every keep-alive.
             allowed_origins: other sites whose pages may connect, as ``https://example.org``.
         """
-        from commitcast.asgi import RealtimeApp  # noqa: PLC0415 - a cycle otherwise
+        from commitcast.asgi import RealtimeApp
 
         return RealtimeApp(
             self, authenticate=authenticate, authorize=authorize, allowed_origins=allowed_origins
@@ -371,7 +371,7 @@ class Coordinator:
         After a restore offsets are given out again; without this a client's position would be
         taken for one in the new history. ``commitcast restored`` calls it.
         """
-        import uuid  # noqa: PLC0415 - once in a blue moon
+        import uuid
 
         if self._writer is None:
             raise NotRunning("mark_restored needs an async engine: Coordinator(engine, reader=…)")
@@ -412,6 +412,3 @@ async def _running(loops: list[Any]) -> AsyncIterator[None]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-__all__ = ["CommitcastError", "Coordinator", "Retention", "Settings"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from sqlalchemy import event as sa_event
 
-from commitcast import emit as emitting
+from commitcast.emit import set_capture, take_captured
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,19 +40,19 @@ def capture(session: AsyncSession | Session) -> Iterator[list[CapturedEvent]]:
     A savepoint's release adds nothing, what is rolled back is not in the list. The engine needs
     no coordinator. Events still leave as ever where the commit is a real one and there is one.
     """
-    sync: Session = getattr(session, "sync_session", session)  # type: ignore[assignment]
+    sync: Any = getattr(session, "sync_session", session)
     captured: list[CapturedEvent] = []
 
     def keep(committing: Session) -> None:
         captured.extend(
             CapturedEvent(e.stream, e.type, orjson.loads(e.data_json), e.actor, e.operation)
-            for e in emitting.take_captured(committing)
+            for e in take_captured(committing)
         )
 
-    emitting.set_capture(sync, active=True)
+    set_capture(sync, active=True)
     sa_event.listen(sync, "after_commit", keep)
     try:
         yield captured
     finally:
         sa_event.remove(sync, "after_commit", keep)
-        emitting.set_capture(sync, active=False)
+        set_capture(sync, active=False)

@@ -22,7 +22,6 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
-    cast,
     collate,
     func,
     literal_column,
@@ -45,6 +44,9 @@ if TYPE_CHECKING:
     from sqlalchemy.sql.compiler import SQLCompiler
 
     from commitcast.schema import Tables
+
+
+_CLUSTER: Final = "commitcast.cluster"
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
@@ -109,6 +111,8 @@ class Log:
         self._append = _Prepared(
             _append_postgresql(tables) if self._postgresql else _upsert_sqlite(tables), dialect
         )
+        self._append_one = _Prepared(_append_one_postgresql(tables), dialect)
+        self._cluster = _cluster()
         self._insert = _Prepared(tables.events.insert(), dialect)
         self._page = _page(tables, postgresql=self._postgresql)
         self._heads = _heads(tables, postgresql=self._postgresql)
@@ -123,11 +127,14 @@ class Log:
             return "AUTOCOMMIT"
         return ""
 
-    def append(self, conn: Connection, events: Sequence[EncodedEvent]) -> tuple[CommittedEvent, ...]:
+    def append(
+        self, conn: Connection, events: Sequence[EncodedEvent]
+    ) -> tuple[CommittedEvent, ...]:
         """Write `events`, in order, as the transaction's last statement; returns their places.
 
         Raises `LogError` unless each was written, `IsolationRefused` above READ COMMITTED.
         """
+        cluster = self._cluster_of(conn)
         rows = self._append_rows(conn, events)
         last = {row.name: row for row in rows}
         count = Counter(e.stream for e in events)
@@ -141,7 +148,7 @@ class Log:
             committed.append(
                 CommittedEvent(
                     stream=e.stream,
-                    epoch=epoch_of(row.incarnation, row.lineage, row.id),
+                    epoch=epoch_of(row.incarnation, cluster, row.lineage, row.id),
                     offset=following[e.stream],
                     id=e.id,
                     type=e.type,
@@ -163,6 +170,23 @@ class Log:
         if not self._postgresql:
             count = sorted(Counter(e.stream for e in events).items())
             return self._append.all(conn, {"counts": orjson.dumps(count).decode()})
+        if len(events) == 1:
+            # half the time of the general statement, and what most transactions need
+            e = events[0]
+            return self._checked(
+                self._append_one.all(
+                    conn,
+                    {
+                        "name": e.stream,
+                        "event_id": e.id,
+                        "type": e.type,
+                        "data": e.data_json,
+                        "operation": e.operation,
+                        "actor": e.actor,
+                        "trace_parent": e.trace_parent,
+                    },
+                )
+            )
         rows = self._append.all(
             conn,
             {
@@ -175,12 +199,25 @@ class Log:
                 "traces": [e.trace_parent for e in events],
             },
         )
+        return self._checked(rows)
+
+    @staticmethod
+    def _checked(rows: Sequence[Any]) -> Sequence[Any]:
         if not rows:
             raise IsolationRefused(
                 "the transaction runs above READ COMMITTED, where the shared head of a stream "
                 "makes most concurrent writers abort; emit at READ COMMITTED"
             )
         return rows
+
+    def _cluster_of(self, conn: Connection) -> str:
+        """The database cluster behind a connection; asked once for each (``Connection.info``)."""
+        if not self._postgresql:
+            return "sqlite"
+        known = conn.info.get(_CLUSTER)
+        if known is None:
+            known = conn.info[_CLUSTER] = str(conn.execute(self._cluster).scalar_one())
+        return str(known)
 
     def _insert_sqlite(
         self,
@@ -210,10 +247,9 @@ class Log:
 
     # --- reading --------------------------------------------------------------------------
 
-    async def page(
-        self, conn: AsyncConnection, stream: str, after: int | None, limit: int
-    ) -> Page:
+    async def page(self, conn: AsyncConnection, stream: str, after: int | None, limit: int) -> Page:
         """At most `limit` events with offsets after `after`; None reads the head alone."""
+        cluster = await conn.run_sync(self._cluster_of)
         parameters = {"name": stream, "after": after or 0, "limit": 0 if after is None else limit}
         rows = (await conn.execute(self._page, parameters)).all()
         if not rows:
@@ -221,7 +257,7 @@ class Log:
         first = rows[0]
         if first.id is None:
             return Page(NOT_YET, ())
-        epoch = epoch_of(first.incarnation, first.lineage, first.id)
+        epoch = epoch_of(first.incarnation, cluster, first.lineage, first.id)
         return Page(
             Head(epoch, first.head, first.tail),
             tuple(
@@ -243,11 +279,14 @@ class Log:
 
     async def heads(self, conn: AsyncConnection, streams: Sequence[str]) -> dict[str, Head]:
         """The heads of `streams`, in one snapshot; those without events are `NOT_YET`."""
+        cluster = await conn.run_sync(self._cluster_of)
         rows = (await conn.execute(self._heads, {"names": list(streams)})).all()
         if not rows:
             raise LogError("Commitcast's installation row is missing; run `commitcast migrate`")
         found = {
-            row.name: Head(epoch_of(row.incarnation, row.lineage, row.id), row.head, row.tail)
+            row.name: Head(
+                epoch_of(row.incarnation, cluster, row.lineage, row.id), row.head, row.tail
+            )
             for row in rows
             if row.name is not None
         }
@@ -263,34 +302,40 @@ class _Prepared:
     def __init__(self, statement: Executable, dialect: Dialect) -> None:
         self._statement = statement
         self._dialect = dialect
-        self._compiled: SQLCompiler | None = None
+        self._sql = ""
+        self._order: tuple[str, ...] | None = None
 
-    def _ready(self) -> SQLCompiler:
-        if self._compiled is None:
-            compile_: Any = self._statement
-            self._compiled = compile_.compile(dialect=self._dialect)
-        return self._compiled
+    def _arguments(self, values: dict[str, Any]) -> Any:
+        return tuple([values[name] for name in self._order]) if self._order else values
 
-    def _arguments(self, compiled: SQLCompiler, values: dict[str, Any]) -> Any:
-        given = {**compiled.params, **values}
-        if compiled.positional:
-            return tuple(given[name] for name in compiled.positiontup or ())
-        return given
+    def _ready(self) -> str:
+        if not self._sql:
+            statement: Any = self._statement
+            compiled: SQLCompiler = statement.compile(dialect=self._dialect)
+            if compiled.positional:
+                self._order = tuple(compiled.positiontup or ())
+            self._sql = str(compiled)
+        return self._sql
 
     def all(self, conn: Connection, values: dict[str, Any]) -> Sequence[Any]:
-        compiled = self._ready()
-        return conn.exec_driver_sql(str(compiled), self._arguments(compiled, values)).all()
+        sql = self._ready()
+        return conn.exec_driver_sql(sql, self._arguments(values)).all()
 
     def many(self, conn: Connection, rows: list[dict[str, Any]]) -> None:
-        compiled = self._ready()
-        conn.exec_driver_sql(str(compiled), [self._arguments(compiled, row) for row in rows])
+        sql = self._ready()
+        conn.exec_driver_sql(sql, [self._arguments(row) for row in rows])
 
 
 @functools.lru_cache(maxsize=65_536)
-def epoch_of(incarnation: str, lineage: str, stream_id: int) -> str:
+def epoch_of(incarnation: str, cluster: str, timeline: str, stream_id: int) -> str:
     """The epoch of a stream: changes whenever its offsets could be used again (DESIGN §6)."""
-    text = f"{incarnation}|{lineage}|{stream_id}".encode()
+    text = f"{incarnation}|{cluster}|{timeline}|{stream_id}".encode()
     return hashlib.blake2b(text, digest_size=8).hexdigest()
+
+
+def _cluster() -> Any:
+    """The cluster's identity, which a copy made by ``initdb`` and a restore has another of."""
+    return select(func.pg_control_system().table_valued("system_identifier").c.system_identifier)
 
 
 def _constant(text: str) -> Any:
@@ -303,13 +348,11 @@ def _setting(name: str) -> Any:
 
 
 def _lineage(*, postgresql: bool) -> Any:
-    """What a promoted replica, or another cluster, has another value of. Only a primary has it."""
+    """The timeline, which grows when a replica is promoted. Only a primary can be asked."""
     if not postgresql:
-        return _constant("sqlite")
-    control = func.pg_control_system().table_valued("system_identifier")
-    cluster = select(control.c.system_identifier).scalar_subquery()
-    timeline = func.left(func.pg_walfile_name(func.pg_current_wal_lsn()), literal_column("8"))
-    return func.concat(cast(cluster, Text), _constant(":"), timeline, type_=Text)
+        return _constant("")
+    walfile = func.pg_walfile_name(func.pg_current_wal_lsn(), type_=Text)
+    return func.left(walfile, literal_column("8"), type_=Text)
 
 
 def _time(column: Any, *, postgresql: bool) -> Any:
@@ -318,6 +361,63 @@ def _time(column: Any, *, postgresql: bool) -> Any:
     return func.to_char(
         func.timezone(_constant("UTC"), column), _constant('YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
     )
+
+
+def _durable() -> Any:
+    """Raises ``synchronous_commit`` to ``on`` for the transaction, where it is weaker."""
+    weaker = (
+        _setting("synchronous_commit") == _constant(value)
+        for value in ("off", "local", "remote_write")
+    )
+    raised = func.set_config(_constant("synchronous_commit"), _constant("on"), true())
+    return case((or_(*weaker), raised), else_=_constant("")).label("durable")
+
+
+def _read_committed() -> Any:
+    """False above READ COMMITTED, where nothing must be locked or written."""
+    return or_(
+        _setting("transaction_isolation") == _constant("read committed"),
+        _setting("transaction_isolation") == _constant("read uncommitted"),
+    )
+
+
+def _append_one_postgresql(tables: Tables) -> Any:
+    """One event to one stream: what `_append_postgresql` does, in half the time."""
+    streams, events, installation = tables.streams, tables.events, tables.installation
+    new: Any = select(bindparam("name", type_=Text), literal_column("1"), literal_column("1")).where(
+        _read_committed()
+    )
+    upsert = postgresql.insert(streams).from_select(["name", "head", "tail"], new)
+    heads = (
+        upsert.on_conflict_do_update(
+            index_elements=[streams.c.name], set_={"head": streams.c.head + literal_column("1")}
+        )
+        .returning(streams.c.id, streams.c.name, streams.c.head)
+        .cte("heads")
+    )
+    columns = ("event_id", "type", "data", "operation", "actor", "trace_parent")
+    row = select(
+        heads.c.id,
+        heads.c.head,
+        *(bindparam(name, type_=Text) for name in columns),
+        func.statement_timestamp(),
+    )
+    written = (
+        events.insert()
+        .from_select(["stream_id", "offset", *columns, "created_at"], row)
+        .returning(events.c.offset)
+        .cte("written")
+    )
+    return select(
+        heads.c.id,
+        heads.c.name,
+        heads.c.head,
+        installation.c.incarnation,
+        _lineage(postgresql=True).label("lineage"),
+        _time(func.statement_timestamp(), postgresql=True).label("time"),
+        select(func.count()).select_from(written).scalar_subquery().label("written"),
+        _durable(),
+    ).select_from(heads.join(installation, installation.c.id == literal_column("1")))
 
 
 def _append_postgresql(tables: Tables) -> Any:
@@ -343,12 +443,7 @@ def _append_postgresql(tables: Tables) -> Any:
     given = (
         select(*unnested.c)
         # Above READ COMMITTED nothing is locked or written, and no row comes back.
-        .where(
-            or_(
-                _setting("transaction_isolation") == _constant("read committed"),
-                _setting("transaction_isolation") == _constant("read uncommitted"),
-            )
-        )
+        .where(_read_committed())
         .cte("given")
     )
     counted = (
@@ -385,18 +480,6 @@ def _append_postgresql(tables: Tables) -> Any:
         .returning(events.c.offset)
         .cte("written")
     )
-    durable = case(
-        (
-            or_(
-                *(
-                    _setting("synchronous_commit") == _constant(weaker)
-                    for weaker in ("off", "local", "remote_write")
-                )
-            ),
-            func.set_config(_constant("synchronous_commit"), _constant("on"), true()),
-        ),
-        else_=_constant(""),
-    )
     return select(
         heads.c.id,
         heads.c.name,
@@ -405,7 +488,7 @@ def _append_postgresql(tables: Tables) -> Any:
         _lineage(postgresql=True).label("lineage"),
         _time(func.statement_timestamp(), postgresql=True).label("time"),
         select(func.count()).select_from(written).scalar_subquery().label("written"),
-        durable.label("durable"),
+        _durable(),
     ).select_from(heads.join(installation, installation.c.id == literal_column("1")))
 
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from commitcast.settings import Settings
 
 _logger = logging.getLogger("commitcast")
-_LOOK_FIRST_S: Final = 0.001
+_LOOK_FIRST_S: Final = 0.002
 _LOOK_LAST_S: Final = 0.05
 _HEADS_AT_ONCE: Final = 500
 

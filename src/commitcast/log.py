@@ -11,7 +11,7 @@ import functools
 import hashlib
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import orjson
 from sqlalchemy import (
@@ -47,6 +47,24 @@ if TYPE_CHECKING:
 
 
 _CLUSTER: Final = "commitcast.cluster"
+_SEPARATOR: Final = "|"  # no stream's name has one
+
+
+class _Placed(NamedTuple):
+    """Where a stream's head is after our statement."""
+
+    id: int
+    name: str
+    head: int
+    incarnation: str
+    lineage: str
+    time: str
+    written: int
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        stream_id, name, head, incarnation, lineage, time, written, _ = text.split(_SEPARATOR)
+        return cls(int(stream_id), name, int(head), incarnation, lineage, time, int(written))
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
@@ -121,11 +139,14 @@ class Log:
 
     def autocommit_level(self, conn: Connection) -> str:
         """``AUTOCOMMIT`` if the driver commits each statement by itself, else an empty string."""
-        detect = getattr(self.dialect, "detect_autocommit_setting", None)
-        dbapi = conn.connection.dbapi_connection
-        if self._postgresql and detect is not None and dbapi is not None and detect(dbapi):
-            return "AUTOCOMMIT"
-        return ""
+        if self._postgresql:
+            single = getattr(conn.connection.dbapi_connection, "autocommit", False)
+        else:
+            # pysqlite's mode without transactions is also what one has who sends BEGIN himself
+            driver: Any = conn.connection.driver_connection
+            without = driver.isolation_level is None or getattr(driver, "autocommit", 0) is True
+            single = without and not driver.in_transaction
+        return "AUTOCOMMIT" if single else ""
 
     def append(
         self, conn: Connection, events: Sequence[EncodedEvent]
@@ -202,13 +223,13 @@ class Log:
         return self._checked(rows)
 
     @staticmethod
-    def _checked(rows: Sequence[Any]) -> Sequence[Any]:
+    def _checked(rows: Sequence[Any]) -> Sequence[_Placed]:
         if not rows:
             raise IsolationRefused(
                 "the transaction runs above READ COMMITTED, where the shared head of a stream "
                 "makes most concurrent writers abort; emit at READ COMMITTED"
             )
-        return rows
+        return [_Placed.read(row[0]) for row in rows]
 
     def _cluster_of(self, conn: Connection) -> str:
         """The database cluster behind a connection; asked once for each (``Connection.info``)."""
@@ -381,12 +402,30 @@ def _read_committed() -> Any:
     )
 
 
+def _placed_postgresql(tables: Tables, heads: Any, written: Any) -> Any:
+    """A row a stream, as one text: the driver describes and converts one column, not eight."""
+    installation = tables.installation
+    return select(
+        func.concat_ws(
+            _constant(_SEPARATOR),
+            heads.c.id,
+            heads.c.name,
+            heads.c.head,
+            installation.c.incarnation,
+            _lineage(postgresql=True),
+            _time(func.statement_timestamp(), postgresql=True),
+            select(func.count()).select_from(written).scalar_subquery(),
+            _durable(),
+        )
+    ).select_from(heads.join(installation, installation.c.id == literal_column("1")))
+
+
 def _append_one_postgresql(tables: Tables) -> Any:
     """One event to one stream: what `_append_postgresql` does, in half the time."""
-    streams, events, installation = tables.streams, tables.events, tables.installation
-    new: Any = select(bindparam("name", type_=Text), literal_column("1"), literal_column("1")).where(
-        _read_committed()
-    )
+    streams, events = tables.streams, tables.events
+    new: Any = select(
+        bindparam("name", type_=Text), literal_column("1"), literal_column("1")
+    ).where(_read_committed())
     upsert = postgresql.insert(streams).from_select(["name", "head", "tail"], new)
     heads = (
         upsert.on_conflict_do_update(
@@ -408,20 +447,11 @@ def _append_one_postgresql(tables: Tables) -> Any:
         .returning(events.c.offset)
         .cte("written")
     )
-    return select(
-        heads.c.id,
-        heads.c.name,
-        heads.c.head,
-        installation.c.incarnation,
-        _lineage(postgresql=True).label("lineage"),
-        _time(func.statement_timestamp(), postgresql=True).label("time"),
-        select(func.count()).select_from(written).scalar_subquery().label("written"),
-        _durable(),
-    ).select_from(heads.join(installation, installation.c.id == literal_column("1")))
+    return _placed_postgresql(tables, heads, written)
 
 
 def _append_postgresql(tables: Tables) -> Any:
-    streams, events, installation = tables.streams, tables.events, tables.installation
+    streams, events = tables.streams, tables.events
 
     def array(name: str) -> Any:
         return bindparam(name, type_=ARRAY(Text))
@@ -480,16 +510,7 @@ def _append_postgresql(tables: Tables) -> Any:
         .returning(events.c.offset)
         .cte("written")
     )
-    return select(
-        heads.c.id,
-        heads.c.name,
-        heads.c.head,
-        installation.c.incarnation,
-        _lineage(postgresql=True).label("lineage"),
-        _time(func.statement_timestamp(), postgresql=True).label("time"),
-        select(func.count()).select_from(written).scalar_subquery().label("written"),
-        _durable(),
-    ).select_from(heads.join(installation, installation.c.id == literal_column("1")))
+    return _placed_postgresql(tables, heads, written)
 
 
 def _upsert_sqlite(tables: Tables) -> Any:

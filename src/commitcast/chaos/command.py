@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from commitcast.chaos.campaign import Campaign, Report
+from commitcast.chaos.campaign import Campaign
 from commitcast.chaos.database import Database, temporary
+from commitcast.chaos.report import Report
 
 _EVERY = 10
 
@@ -45,7 +46,7 @@ def kill(
     if as_json:
         typer.echo(json.dumps(report.as_json(), indent=2))
     else:
-        typer.echo(_text(report))
+        typer.echo(report.as_text())
     if not report.passed:
         raise typer.Exit(1)
 
@@ -68,21 +69,3 @@ async def _run(
             return await campaign(url)
         async with temporary(database) as own:
             return await campaign(own)
-
-
-def _text(report: Report) -> str:
-    lines = [
-        f"{report.database}, seed {report.seed}, {report.seconds} s",
-        f"  {report.kills} kills",
-        f"  {report.kills_around_commit} of them around a commit",
-        f"  {report.kills_while_starting} of them while the server was starting",
-        f"  {report.commits} commits acknowledged, {report.rollbacks} transactions rolled back",
-        f"  {report.events} events in the log, {report.delivered} handed to deliver",
-        f"  {report.readers} readers, {report.reconnects} reconnects",
-        f"  {report.received} events received, {report.received_across_a_kill} across a kill",
-        f"  {len(report.violations)} violations, {len(report.errors)} errors",
-    ]
-    lines += [f"  {violation}" for violation in report.violations[:50]]
-    lines += [f"  error: {error}" for error in report.errors]
-    lines.append("passed" if report.passed else "FAILED")
-    return "\n".join(lines)

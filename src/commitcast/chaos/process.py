@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,10 +16,12 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Sequence
     from pathlib import Path
 
 LOAD_SERVER: Final = (sys.executable, "-m", "commitcast.chaos.server")
+_PORTS: Final = (20_000, 32_000)  # not ephemeral, or a reader may connect to itself
 _GRACE_S: Final = 20.0
 
 
@@ -48,7 +51,7 @@ class ServerOptions:
         return [*self.program, *options]
 
 
-class ServerDied(Exception):  # noqa: N818 - the campaign's finding, not the caller's mistake
+class ServerDied(Exception):
     """The server ended although nobody killed it."""
 
 
@@ -91,7 +94,7 @@ class ServerProcess:
         self._process.send_signal(signal.SIGKILL)
 
     def kill_at_commit(self, marks: int, later_s: float) -> None:
-        """Send SIGKILL `later_s` seconds after `marks` more calls or returns of ``commit()``."""
+        """Send SIGKILL `later_s` seconds after `marks` more marks of commits."""
         self._aim = (marks, later_s)
 
     async def end(self) -> None:
@@ -126,7 +129,7 @@ class ServerProcess:
 
     def _mark(self, line: str) -> None:
         kind, _, rest = line.partition(" ")
-        if kind in {"b", "c"} and self._aim is not None:
+        if kind in {"b", "w", "c"} and self._aim is not None:
             marks, later_s = self._aim
             self._aim = (marks - 1, later_s) if marks > 1 else None
             if self._aim is None:
@@ -148,3 +151,15 @@ class ServerProcess:
         if pipe is None:  # pragma: no cover - all pipes were asked for
             raise ValueError("the process has no such pipe")
         return pipe.fileno()
+
+
+def free_port(rng: random.Random) -> int:
+    """A port that nobody listens on, below those that clients are given."""
+    while True:
+        port = rng.randint(*_PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port

@@ -96,6 +96,10 @@ class Reader:
         """Events of an earlier server life than the connection that brought them."""
         self.life = 0
         """The server life that is now running; whoever starts servers keeps it up to date."""
+        self.leaves = leaves_s is not None
+        self.may_connect = asyncio.Event()
+        """Cleared, the reader stays away after its connection was lost."""
+        self.may_connect.set()
         self._address = address
         self._rng = rng
         self._query = {"stream": stream} | ({} if cursor is None else {"cursor": cursor})
@@ -124,6 +128,7 @@ class Reader:
     async def run(self) -> None:
         """Connect, read, lose the connection, connect again; for ever."""
         while True:
+            await self.may_connect.wait()
             with contextlib.suppress(OSError, TimeoutError, h11.RemoteProtocolError):
                 stay_s = self._leaves_s and self._rng.uniform(0, self._leaves_s)
                 async with asyncio.timeout(stay_s):

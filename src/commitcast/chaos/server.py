@@ -6,6 +6,7 @@ means that the campaign is gone, and so the server goes too. Standard output car
 
 ``up``                the coordinator runs and the application is about to listen
 ``b``                 a ``commit()`` is about to be called
+``w``                 the log has been written, and COMMIT is about to be sent
 ``c KEY KEY …``       a ``commit()`` returned; these rows must be there for ever
 ``r``                 a transaction was rolled back on purpose
 ``stopped``           all writers have finished
@@ -26,11 +27,12 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 import uvicorn
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import create_async_engine
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from commitcast import Coordinator
+from commitcast import Coordinator, Retention
 from commitcast.chaos.workload import Writer
 
 if TYPE_CHECKING:
@@ -51,6 +53,10 @@ class PipeMarks:
         """Mark ``b``."""
         self.write("b")
 
+    def logged(self) -> None:
+        """Mark ``w``."""
+        self.write("w")
+
     def committed(self, keys: Sequence[str]) -> None:
         """Mark ``c``, with the keys."""
         self.write(f"c {' '.join(keys)}")
@@ -65,14 +71,19 @@ class PipeMarks:
 
 
 class FileSink:
-    """A ``deliver`` callable: appends each frame to a file, as a socket layer would send it."""
+    """A ``deliver`` callable: appends each frame to a file, as a socket layer would send it.
 
-    def __init__(self, path: str) -> None:
+    It leaves out what others who use the database emit to streams of their own.
+    """
+
+    def __init__(self, path: str, streams: Sequence[str]) -> None:
+        self._streams = frozenset(streams)
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
-    async def send(self, event: CommittedEvent) -> None:
+    async def send(self, committed: CommittedEvent) -> None:
         """Append the frame as one line."""
-        os.write(self._file, f"{event.frame}\n".encode())
+        if committed.stream in self._streams:
+            os.write(self._file, f"{committed.frame}\n".encode())
 
 
 def who(request: ConnectionRequest) -> str | None:
@@ -98,10 +109,17 @@ class LoadServer:
             from commitcast import sqlite
 
             sqlite.configure(self.engine)
-        sink = None if options.sink is None else FileSink(options.sink).send
+        sink = None if options.sink is None else FileSink(options.sink, options.streams).send
         self.coordinator = Coordinator(
-            self.engine, deliver=sink, relay_lease_s=_RELAY_LEASE_S, drain_s=_DRAIN_S
+            self.engine,
+            deliver=sink,
+            relay_name=options.streams[0],  # of this campaign alone
+            relay_lease_s=_RELAY_LEASE_S,
+            drain_s=_DRAIN_S,
+            retention=Retention(every_s=0),  # others' events in the database are not ours to trim
         )
+        # After the coordinator's own listener, which writes the log.
+        event.listen(self.engine.sync_engine, "commit", lambda _connection: self._marks.logged())
 
     def app(self) -> Starlette:
         """One ASGI application, as a team would write it."""
@@ -137,7 +155,7 @@ class LoadServer:
                 self.engine,
                 self._options.streams,
                 f"{self._options.life}.{number}",
-                random.Random(f"{self._options.seed}.{self._options.life}.{number}"),  # noqa: S311 - repeatable
+                random.Random(f"{self._options.seed}.{self._options.life}.{number}"),
                 self._marks,
             )
             for number in range(self._options.writers)

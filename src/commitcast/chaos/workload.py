@@ -11,7 +11,8 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from sqlalchemy import insert
+from sqlalchemy import ForeignKey, insert
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 EVENT_TYPE: Final = "chaos.written"
+_NOBODY: Final = -1
 _PAUSE_S: Final = 0.02
 _PAYLOAD_LENGTHS: Final = (1, 20, 20, 20, 400, 6000)
 
@@ -41,6 +43,10 @@ class Written(Base):
     key: Mapped[str] = mapped_column(unique=True)
     stream: Mapped[str] = mapped_column(index=True)
     payload: Mapped[str]
+    parent: Mapped[int | None] = mapped_column(
+        ForeignKey("commitcast_chaos_written.id", deferrable=True, initially="DEFERRED")
+    )
+    """Checked by the database only at COMMIT, which then fails, after the log was written."""
 
 
 class Marks(Protocol):
@@ -48,6 +54,9 @@ class Marks(Protocol):
 
     def committing(self) -> None:
         """``commit()`` is about to be called."""
+
+    def logged(self) -> None:
+        """The log has been written; COMMIT is about to be sent."""
 
     def committed(self, keys: Sequence[str]) -> None:
         """``commit()`` returned: the rows `keys` must outlive everything."""
@@ -88,6 +97,7 @@ class Writer:
             (self._rolled_back, 2),
             (self._raised, 2),
             (self._joined_and_rolled_back, 2),
+            (self._refused_at_commit, 2),
         )
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -177,6 +187,14 @@ class Writer:
             await outer.rollback()
             self._marks.rolled_back()
 
+    async def _refused_at_commit(self) -> None:
+        async with self._session() as session:
+            self._add(session, doomed=True, parent=_NOBODY)
+            with contextlib.suppress(IntegrityError):
+                await self._commit(session, ["a commit that had to fail"])
+            await session.rollback()
+            self._marks.rolled_back()
+
     # --- parts ----------------------------------------------------------------------------
 
     def _session(self, conn: AsyncConnection | None = None) -> AsyncSession:
@@ -188,9 +206,11 @@ class Writer:
         await session.commit()
         self._marks.committed(keys)
 
-    def _add(self, session: AsyncSession, *, doomed: bool = False) -> list[str]:
+    def _add(
+        self, session: AsyncSession, *, doomed: bool = False, parent: int | None = None
+    ) -> list[str]:
         """Add rows and emit their events, half of them resolved only at commit."""
-        rows = [Written(**values) for values in self._values()]
+        rows = [Written(**values, parent=parent) for values in self._values()]
         session.add_all(rows)
         for row in rows:
             if self._rng.random() < 0.5:  # noqa: PLR2004 - half
@@ -220,7 +240,7 @@ class Writer:
         return values
 
 
-class _OnPurpose(Exception):  # noqa: N818 - not an error
+class _OnPurpose(Exception):
     """What a writer raises to have its work rolled back."""
 
 

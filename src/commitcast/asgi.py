@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from commitcast.auth import ConnectionRequest, ask_access, ask_user
-from commitcast.errors import InvalidEvent
+from commitcast.errors import InvalidEvent, SubscriptionClosed
 from commitcast.event import Position, check_stream
 from commitcast.protocols import sse
 
@@ -72,7 +72,9 @@ class RealtimeApp:
                 send, 404, "Not found", "there are /sse?stream=NAME, /livez and /readyz here"
             )
 
-    async def _sse(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _sse(  # noqa: PLR0911 - one return for each reason to refuse
+        self, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         request = ConnectionRequest(scope)
         if not request.origin_allowed(self._allowed_origins):
             await _problem(
@@ -81,7 +83,11 @@ class RealtimeApp:
             )  # fmt: skip
             return
         cors = _cors(request) if request.origin in self._allowed_origins else []
-        user = await ask_user(self._authenticate, request)
+        try:
+            user = await ask_user(self._authenticate, request)
+        except Exception as error:  # noqa: BLE001 - whatever the team's callable raises
+            await self._broken(request, send, cors, "authenticate", error)
+            return
         if user is None:
             await _problem(
                 send, 401, "Not authenticated", "sign in, then connect again",
@@ -93,7 +99,12 @@ class RealtimeApp:
         except InvalidEvent as error:
             await _problem(send, 400, "Bad stream or cursor", str(error), headers=cors)
             return
-        if not await ask_access(self._authorize, user, stream):
+        try:
+            allowed = await ask_access(self._authorize, user, stream)
+        except Exception as error:  # noqa: BLE001 - whatever the team's callable raises
+            await self._broken(request, send, cors, "authorize", error)
+            return
+        if not allowed:
             await _problem(
                 send, 403, "Stream not allowed", "you may not read this stream", headers=cors
             )
@@ -118,7 +129,7 @@ class RealtimeApp:
             if not self._connections[user]:
                 del self._connections[user]
 
-    async def _stream(  # noqa: PLR0913, PLR0917 - one request's parts
+    async def _stream(
         self,
         request: ConnectionRequest,
         receive: Receive,
@@ -128,14 +139,23 @@ class RealtimeApp:
         after: Position | str | None,
         cors: list[tuple[bytes, bytes]],
     ) -> None:
+        async def may_read() -> bool:
+            try:
+                return await ask_access(self._authorize, user, stream)
+            except Exception as error:
+                # neither yes nor no: the client may come back with its position and ask again
+                _logger.exception("commitcast: authorize raised")
+                raise SubscriptionClosed(stream, None, "authorize raised") from error
+
         async def authorized() -> bool:
             # the session behind the connection may have ended as well
-            return await ask_user(self._authenticate, request) == user and await ask_access(
-                self._authorize, user, stream
-            )
-
-        async def may_read() -> bool:
-            return await ask_access(self._authorize, user, stream)
+            try:
+                if await ask_user(self._authenticate, request) != user:
+                    return False
+            except Exception as error:
+                _logger.exception("commitcast: authenticate raised")
+                raise SubscriptionClosed(stream, None, "authenticate raised") from error
+            return await may_read()
 
         subscription = self._coordinator.subscribe(stream, after=after, authorize=may_read)
         await sse.serve(
@@ -147,11 +167,28 @@ class RealtimeApp:
             headers=cors,
         )
 
+    async def _broken(
+        self,
+        request: ConnectionRequest,
+        send: Send,
+        cors: list[tuple[bytes, bytes]],
+        name: str,
+        error: Exception,
+    ) -> None:
+        """The team's callable raised: no stream, and not a word of why to the client."""
+        _logger.error("commitcast: %s raised", name, exc_info=error)
+        if _is_event_source(request):
+            await sse.serve_later(send, self._coordinator.settings.retry_ms, cors)
+            return
+        await _problem(
+            send, 500, "Internal server error", "it was logged; try again later", headers=cors
+        )
+
     async def _later(
         self, request: ConnectionRequest, send: Send, cors: list[tuple[bytes, bytes]]
     ) -> None:
         retry_ms = self._coordinator.settings.retry_ms
-        if "text/event-stream" in request.headers.get("accept", ""):
+        if _is_event_source(request):
             await sse.serve_later(send, retry_ms, cors)
             return
         seconds = str(max(1, round(retry_ms * 2 / 1000))).encode()
@@ -159,6 +196,11 @@ class RealtimeApp:
             send, 503, "Try again later", "this node takes no more connections now",
             headers=[(b"retry-after", seconds), *cors],
         )  # fmt: skip
+
+
+def _is_event_source(request: ConnectionRequest) -> bool:
+    """Whether the client gives up for good on any status but 200, as a browser's EventSource."""
+    return "text/event-stream" in request.headers.get("accept", "")
 
 
 def _wanted(request: ConnectionRequest) -> tuple[str, Position | str | None]:

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping
 
-    Authenticate = Callable[["ConnectionRequest"], str | None | Awaitable[str | None]]
+    Authenticate = Callable[["ConnectionRequest"], str | Awaitable[str | None] | None]
     Authorize = Callable[[str, str], bool | Awaitable[bool]]
 
 
@@ -74,9 +74,10 @@ async def ask_user(authenticate: Authenticate | None, request: ConnectionRequest
     """The user behind a request, or None. Without a callable there is none."""
     if authenticate is None:
         return None
-    answer = authenticate(request)
+    answer: object = authenticate(request)
     user = await answer if inspect.isawaitable(answer) else answer
-    return None if user is None else str(user)
+    # an empty name or a mere yes or no is nobody's id
+    return None if user is None or isinstance(user, bool) else str(user) or None
 
 
 async def ask_access(authorize: Authorize | None, user: str, stream: str) -> bool:

@@ -296,7 +296,7 @@ class Coordinator:
         """
         if self._draining or self._delivery is None:
             return
-        self._draining = True
+        self._draining = self._delivery.draining = True
         self._drain = asyncio.get_running_loop().create_task(self._close_gently(self._delivery))
 
     async def _close_gently(self, delivery: Delivery) -> None:

@@ -12,17 +12,15 @@ then the log is read, which alone knows whether they committed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from sqlalchemy.exc import SQLAlchemyError
-
-from commitcast.errors import NotRunning
-from commitcast.feed import Feed
-from commitcast.subscription import Subscription
+from commitcast.errors import NotRunning, SubscriptionClosed
+from commitcast.feed import Feed, Memory
 
 _T = TypeVar("_T")
 
@@ -34,11 +32,14 @@ if TYPE_CHECKING:
     from commitcast.log import Head, Log, Page, Written
     from commitcast.notifier import Notifier
     from commitcast.settings import Settings
+    from commitcast.subscription import Subscription
 
 _logger = logging.getLogger("commitcast")
 _LOOK_FIRST_S: Final = 0.002
 _LOOK_LAST_S: Final = 0.05
 _HEADS_AT_ONCE: Final = 500
+_READ_DEADLINE_S: Final = 15.0
+"""A read that takes longer is given up: its connection may lead nowhere any more."""
 
 
 class Delivery:
@@ -51,7 +52,12 @@ class Delivery:
         self._engine = engine
         self._settings = settings
         self._notifier = notifier
+        self.draining = False
+        """Set when the node is about to stop: no reader is entered any more."""
         self._feeds: dict[str, Feed] = {}
+        self._memory = Memory()
+        self._hints: set[str] = set()
+        self._looking_up = False
         self._connections = asyncio.Semaphore(settings.read_connections)
         self._tasks: set[asyncio.Task[None]] = set()
         self._unresolved: dict[Written, None] = {}
@@ -77,7 +83,7 @@ class Delivery:
             await asyncio.sleep(self._settings.poll_interval_s * random.uniform(0.9, 1.1))
             try:
                 await self.poll()
-            except (SQLAlchemyError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - drivers raise errors of their own on connect
                 _logger.warning("commitcast: the log cannot be read: %s", type(error).__name__)
             self._free_memory()
 
@@ -86,11 +92,13 @@ class Delivery:
         names = list(self._feeds)
         batches = [names[i : i + _HEADS_AT_ONCE] for i in range(0, len(names), _HEADS_AT_ONCE)]
         for batch in batches or [[]]:
+            before = {name: (f, f.epoch, f.edge) for name, f in self._feeds.items()}
             heads = await self._heads(batch)
             for name, head in heads.items():
                 feed = self._feeds.get(name)
                 if feed is not None:
-                    feed.learn(head, polled=True)
+                    unmoved = before.get(name) == (feed, feed.epoch, feed.edge)
+                    feed.learn(head, unmoved=unmoved)
                     self.need(feed)
 
     async def close(self) -> None:
@@ -123,9 +131,11 @@ class Delivery:
                 "the coordinator is not running: enter it (async with coordinator, or its "
                 "lifespan) before subscribing"
             )
+        if self.draining:
+            raise SubscriptionClosed(subscription.stream, None, "the node drains")
         feed = self._feeds.get(subscription.stream)
         if feed is None:
-            feed = Feed(subscription.stream, self._settings.stream_buffer_bytes)
+            feed = Feed(subscription.stream, self._settings.stream_buffer_bytes, self._memory)
             self._feeds[subscription.stream] = feed
         feed.readers.add(subscription)
         return feed
@@ -136,13 +146,27 @@ class Delivery:
         if feed is not None:
             feed.readers.discard(subscription)
             if not feed.readers:
-                del self._feeds[subscription.stream]
+                self._drop(feed)
 
-    async def read(self, stream: str, after: int | None) -> Page:
-        """A page of the log. While the database is away it is asked again, with pauses."""
-        return await self._patiently(
-            lambda conn: self.log.page(conn, stream, after, self._settings.page_events)
-        )
+    def _drop(self, feed: Feed) -> None:
+        del self._feeds[feed.stream]
+        feed.forget()
+
+    async def read(
+        self,
+        stream: str,
+        after: int | None,
+        *,
+        limit: int | None = None,
+        unless: Callable[[], bool] | None = None,
+    ) -> Page:
+        """A page of the log, of `limit` events at most (default ``page_events``).
+
+        While the database is away it is asked again, with pauses, `unless` says to stop; that
+        raises `SubscriptionClosed`.
+        """
+        most = min(limit or self._settings.page_events, self._settings.page_events)
+        return await self._patiently(lambda conn: self.log.page(conn, stream, after, most), unless)
 
     def need(self, feed: Feed) -> None:
         """Read from the log what a feed lacks, unless that is under way."""
@@ -159,28 +183,34 @@ class Delivery:
     async def _fill(self, feed: Feed) -> None:
         try:
             while feed.behind and feed.readers:
-                edge = feed.edge
+                edge, known_head = feed.edge, feed.known_head
                 page = await self.read(feed.stream, edge)
                 feed.learn(page.head)
                 if page.events:
                     feed.take(page.events)
-                if feed.edge == edge:  # trimmed, erased, or not there: readers see for themselves
+                if feed.edge == edge and feed.known_head in {known_head, page.head.head}:
+                    # trimmed, erased, or not there: readers see for themselves
                     feed.known_head = feed.edge = page.head.head
                     feed.forget()
                     feed.wake()
+                self._keep_bounds()
         finally:
             feed.filling = False
 
     def _free_memory(self) -> None:
-        total = 0
-        for feed in self._feeds.values():
+        for feed in list(self._feeds.values()):
+            if not feed.readers:  # they were dropped without being closed
+                self._drop(feed)
             feed.drop_older_than(self._settings.buffer_age_s)
-            total += feed.bytes
+        self._keep_bounds()
+
+    def _keep_bounds(self) -> None:
+        if self._memory.bytes <= self._settings.node_buffer_bytes:
+            return
         for feed in sorted(self._feeds.values(), key=lambda f: -f.bytes):
-            if total <= self._settings.node_buffer_bytes:
-                break
-            total -= feed.bytes
             feed.forget()
+            if self._memory.bytes <= self._settings.node_buffer_bytes / 2:
+                break
 
     # --- commits of this node -------------------------------------------------------------
 
@@ -198,7 +228,9 @@ class Delivery:
         if threading.get_ident() == self._thread:
             function(argument)
         else:
-            self._loop.call_soon_threadsafe(function, argument)
+            # a loop that is gone has no readers, and a commit must not fail for it
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(function, argument)
 
     def _look_for(self, written: Written) -> None:
         self._unresolved[written] = None
@@ -229,6 +261,7 @@ class Delivery:
         if feed is not None:
             feed.take(events)
             self.need(feed)
+            self._keep_bounds()
 
     def _look(self) -> None:
         self._looking = None
@@ -249,32 +282,55 @@ class Delivery:
             return
         if self.on_events is not None:
             self.on_events(names)
-        ours = [name for name in names if name in self._feeds]
-        if ours:
-            self._spawn(self._look_up(ours))
+        self._hints.update(name for name in names if name in self._feeds)
+        if self._hints and not self._looking_up:
+            self._looking_up = True
+            self._spawn(self._look_up())
 
-    async def _look_up(self, names: list[str]) -> None:
-        for name, head in (await self._patiently(lambda c: self.log.heads(c, names))).items():
-            feed = self._feeds.get(name)
-            if feed is not None:
-                feed.learn(head)
-                self.need(feed)
+    async def _look_up(self) -> None:
+        """Look up all that was hinted at, in one read; hints of meanwhile go into the next."""
+        try:
+            while self._hints:
+                names = list(self._hints)[:_HEADS_AT_ONCE]
+                self._hints.difference_update(names)
+                heads = await self._patiently(
+                    lambda conn, names=names: self.log.heads(conn, names)  # type: ignore[misc]
+                )
+                for name, head in heads.items():
+                    feed = self._feeds.get(name)
+                    if feed is not None:
+                        feed.learn(head)
+                        self.need(feed)
+        finally:
+            self._looking_up = False
 
     # --- the database ---------------------------------------------------------------------
 
     async def _heads(self, names: list[str]) -> dict[str, Head]:
-        async with self._connections, self._engine.connect() as conn:
+        async with (
+            self._connections,
+            asyncio.timeout(_READ_DEADLINE_S),
+            self._engine.connect() as conn,
+        ):
             heads = await self.log.heads(conn, names)
         self._last_read = time.monotonic()
         return heads
 
-    async def _patiently(self, read: Callable[[Any], Awaitable[_T]]) -> _T:
+    async def _patiently(
+        self, read: Callable[[Any], Awaitable[_T]], unless: Callable[[], bool] | None = None
+    ) -> _T:
         pause_s = 0.05
         while True:
+            if not self._open or (unless is not None and unless()):
+                raise SubscriptionClosed("", None, "closed while the log was read")
             try:
-                async with self._connections, self._engine.connect() as conn:
+                async with (
+                    self._connections,
+                    asyncio.timeout(_READ_DEADLINE_S),
+                    self._engine.connect() as conn,
+                ):
                     result = await read(conn)
-            except (SQLAlchemyError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - drivers raise errors of their own on connect
                 _logger.warning("commitcast: reading the log again: %s", type(error).__name__)
                 await asyncio.sleep(random.uniform(pause_s / 2, pause_s))
                 pause_s = min(pause_s * 2, 5.0)
@@ -289,5 +345,8 @@ class Delivery:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None and not isinstance(error, SubscriptionClosed):
             _logger.error("commitcast: delivery failed: %s", type(error).__name__, exc_info=error)

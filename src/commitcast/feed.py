@@ -5,14 +5,17 @@ Invariants:
 - `events` are contiguous and end at `edge`, the last offset that this node has seen.
 - Events come in order: what does not follow `edge` waits in `ahead` for what is missing, and the
   stream is read from the log (`behind`) in the meantime. Nothing is handed out past a gap.
-- Memory is bounded by bytes and by age; what is no longer here is in the log.
+- Memory is bounded by bytes and by age, of events that wait for others as well; what is no longer
+  here is in the log.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 import weakref
 from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from commitcast.event import NEW_EPOCH, CommittedEvent, Position
@@ -24,12 +27,20 @@ if TYPE_CHECKING:
     from commitcast.subscription import Subscription
 
 _MAX_AHEAD: Final = 256
+_MAX_EARLY: Final = 64
+
+
+@dataclass
+class Memory:
+    """What all feeds of a node hold, in bytes."""
+
+    bytes: int = 0
 
 
 class Feed:
     """The newest events of one stream, and who reads it on this node."""
 
-    def __init__(self, stream: str, max_bytes: int) -> None:
+    def __init__(self, stream: str, max_bytes: int, memory: Memory | None = None) -> None:
         self.stream = stream
         self.readers: weakref.WeakSet[Subscription] = weakref.WeakSet()
         self.epoch: str | None = None
@@ -38,10 +49,11 @@ class Feed:
         self.events: deque[CommittedEvent] = deque()
         self.bytes = 0
         self.filling = False
+        self._memory = memory if memory is not None else Memory()
         self._max_bytes = max_bytes
         self._ahead: dict[int, CommittedEvent] = {}
-        self._early: list[Sequence[CommittedEvent]] = []
-        self._times: deque[float] = deque()
+        self._early: deque[Sequence[CommittedEvent]] = deque(maxlen=_MAX_EARLY)
+        self._held: deque[tuple[float, int]] = deque()
 
     @property
     def behind(self) -> bool:
@@ -53,6 +65,7 @@ class Feed:
         first = events[0]
         if self.epoch is None:
             # The first reader's first read is under way: what it will have missed comes after it.
+            # Only the latest are kept; they tell that those before them are to be read.
             self._early.append(events)
             return
         if first.epoch != self.epoch:
@@ -63,27 +76,29 @@ class Feed:
         for event in events:
             if event.offset == self.edge + 1 and event.epoch == self.epoch:
                 self._append(event)
-            elif event.offset > self.edge and len(self._ahead) < _MAX_AHEAD:
-                self._ahead[event.offset] = event
-        while (following := self._ahead.pop(self.edge + 1, None)) is not None:
+            elif event.offset > self.edge:
+                self._keep_ahead(event)
+        while (following := self._pop_ahead(self.edge + 1)) is not None:
             if following.epoch == self.epoch:
                 self._append(following)
         self.known_head = max(self.known_head, events[-1].offset)
         self.wake()
 
-    def learn(self, head: Head, *, polled: bool = False) -> None:
+    def learn(self, head: Head, *, unmoved: bool = False) -> None:
         """Take in what a read of the log said about the stream's head.
 
-        A page that found no stream may be older than the stream's first commit, so only the poll
-        (`polled`), which comes again, may conclude from it that the stream was erased.
+        A read may be older than a commit that came from memory meanwhile. That there is no such
+        stream any more, or fewer events than before, is believed only if the feed is `unmoved`
+        since the read began.
         """
         if self.epoch is None:
             self._begin(head.epoch, head.head)
-            early, self._early = self._early, []
+            early = list(self._early)
+            self._early.clear()
             for events in early:
                 self.take(events)
         elif head.epoch != self.epoch:
-            if head.epoch == NEW_EPOCH and not polled:
+            if head.epoch == NEW_EPOCH and not unmoved:
                 return
             if self.epoch == NEW_EPOCH and head.tail == 1:
                 self.epoch = head.epoch
@@ -93,12 +108,16 @@ class Feed:
                 self.wake()
         elif head.head > self.known_head:
             self.known_head = head.head
+        elif unmoved and head.head < self.edge:  # an older copy of the database, put in its place
+            self._begin(head.epoch, head.head)
+            self.wake()
 
     def forget(self) -> None:
         """Drop what is in memory, after an erasure; readers go to the log."""
         self.events.clear()
-        self._times.clear()
+        self._held.clear()
         self._ahead.clear()
+        self._memory.bytes -= self.bytes
         self.bytes = 0
 
     def after(self, position: Position, max_bytes: int) -> list[CommittedEvent]:
@@ -125,12 +144,12 @@ class Feed:
         """Whether a reader at `position` has to ask the log."""
         if self.epoch is None or position.epoch != self.epoch:
             return True
-        return self.edge > position.offset
+        return self.edge > position.offset or position.offset > self.known_head
 
     def drop_older_than(self, age_s: float) -> None:
         """Free memory of events that have been here for longer."""
         limit = time.monotonic() - age_s
-        while self._times and self._times[0] < limit:
+        while self._held and self._held[0][0] < limit:
             self._pop()
 
     def wake(self) -> None:
@@ -144,13 +163,37 @@ class Feed:
         self.edge = self.known_head = edge
 
     def _append(self, event: CommittedEvent) -> None:
+        self._pop_ahead(event.offset)
+        cost = _cost(event)
         self.events.append(event)
-        self._times.append(time.monotonic())
+        self._held.append((time.monotonic(), cost))
         self.edge = event.offset
-        self.bytes += event.size_bytes
+        self._count(cost)
         while self.bytes > self._max_bytes and len(self.events) > 1:
             self._pop()
 
     def _pop(self) -> None:
-        self._times.popleft()
-        self.bytes -= self.events.popleft().size_bytes
+        self.events.popleft()
+        self._count(-self._held.popleft()[1])
+
+    def _keep_ahead(self, event: CommittedEvent) -> None:
+        cost = _cost(event)
+        full = len(self._ahead) >= _MAX_AHEAD or self.bytes + cost > self._max_bytes
+        if not full and event.offset not in self._ahead:
+            self._ahead[event.offset] = event
+            self._count(cost)
+
+    def _pop_ahead(self, offset: int) -> CommittedEvent | None:
+        event = self._ahead.pop(offset, None)
+        if event is not None:
+            self._count(-_cost(event))
+        return event
+
+    def _count(self, bytes_: int) -> None:
+        self.bytes += bytes_
+        self._memory.bytes += bytes_
+
+
+def _cost(event: CommittedEvent) -> int:
+    """About what an event takes in memory: its data, its frame and what a protocol made of it."""
+    return 3 * sys.getsizeof(event.data_json) + 800

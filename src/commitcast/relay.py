@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import func, literal, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import SQLAlchemyError
+
+from commitcast.sqlite import READ_ONLY_OPTION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -45,7 +46,7 @@ class _LeaseLost(Exception):
 class Relay:
     """Delivers one log to one callable."""
 
-    def __init__(  # noqa: PLR0913 - what it is made of
+    def __init__(
         self,
         engine: AsyncEngine,
         log: Log,
@@ -57,6 +58,7 @@ class Relay:
         page_events: int,
     ) -> None:
         self._engine = engine
+        self._reader = engine.execution_options(**{READ_ONLY_OPTION: True})
         self._log = log
         self._tables = log.tables
         self._deliver = deliver
@@ -84,7 +86,7 @@ class Relay:
                         await self._drain()
                 except _LeaseLost:
                     self._owned_until = 0.0
-                except (SQLAlchemyError, OSError) as error:
+                except Exception as error:  # noqa: BLE001 - drivers raise their own on connect
                     _logger.warning("commitcast: relay waits: %s", type(error).__name__)
                 try:
                     async with asyncio.timeout(self._pause_s()):
@@ -115,7 +117,7 @@ class Relay:
                     self._owned_until = asked + self._lease_s * 0.8
                 else:
                     self._owned_until = 0.0
-            except (SQLAlchemyError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - drivers raise their own on connect
                 _logger.warning("commitcast: relay lease: %s", type(error).__name__)
             await asyncio.sleep(self._lease_s / 4 * random.uniform(0.9, 1.1))
 
@@ -153,7 +155,7 @@ class Relay:
                     .where(relays.c.name == self._name, relays.c.owner == self._owner)
                     .values(owner=None)
                 )
-        except (SQLAlchemyError, OSError, TimeoutError) as error:
+        except Exception as error:  # noqa: BLE001 - drivers raise their own on connect
             _logger.info("commitcast: relay lease runs out by itself: %s", type(error).__name__)
 
     async def _start_from_here(self, conn: AsyncConnection) -> None:
@@ -185,37 +187,40 @@ class Relay:
         while True:
             now = time.monotonic()
             due = [
-                (name, delivered)
-                for name, delivered in await self._undelivered()
-                if self._retry_at.get(name, (0.0, 0.0))[0] <= now
+                found
+                for found in await self._undelivered()
+                if self._retry_at.get(found.name, (0.0, 0.0))[0] <= now
             ]
             if not due:
                 return
             queue = iter(due)
 
             async def worker(queue: Any = queue) -> None:
-                for name, delivered in queue:
-                    await self._deliver_stream(name, delivered)
+                for found in queue:
+                    await self._deliver_stream(found.id, found.name, found.delivered)
 
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._guarded(worker)) for _ in range(_STREAMS_AT_ONCE)]
-            if any(task.result() for task in tasks):
-                raise _LeaseLost
+            for task in tasks:
+                error = task.result()
+                if error is not None:
+                    raise error
 
     @staticmethod
-    async def _guarded(worker: Callable[[], Any]) -> bool:
+    async def _guarded(worker: Callable[[], Any]) -> Exception | None:
+        """What `worker` raised: in a group it would come out as an ExceptionGroup."""
         try:
             await worker()
-        except _LeaseLost:
-            return True
-        return False
+        except Exception as error:  # noqa: BLE001 - the loop decides
+            return error
+        return None
 
-    async def _undelivered(self) -> list[tuple[str, int]]:
+    async def _undelivered(self) -> list[Any]:
         streams, deliveries = self._tables.streams, self._tables.deliveries
         delivered = func.coalesce(deliveries.c.delivered, 0)
-        async with self._engine.connect() as conn:
+        async with self._reader.connect() as conn:
             rows = await conn.execute(
-                select(streams.c.name, delivered.label("delivered"))
+                select(streams.c.id, streams.c.name, delivered.label("delivered"))
                 .select_from(
                     streams.outerjoin(
                         deliveries,
@@ -226,23 +231,26 @@ class Relay:
                 .where(streams.c.head > delivered)
                 .limit(_UNDELIVERED_AT_ONCE)
             )
-            return [(row.name, row.delivered) for row in rows]
+            return list(rows)
 
-    async def _deliver_stream(self, stream: str, delivered: int) -> None:
+    async def _deliver_stream(self, stream_id: int, stream: str, delivered: int) -> None:
+        epoch: str | None = None
         while True:
-            async with self._engine.connect() as conn:
+            async with self._reader.connect() as conn:
                 page = await self._log.page(conn, stream, delivered, self._page_events)
-            if not page.events:
-                if page.head.tail <= delivered + 1:
-                    return
+            if page.head.epoch != (epoch or page.head.epoch):
+                return  # erased and made again meanwhile: the next round begins it anew
+            epoch = page.head.epoch
+            if page.head.tail > delivered + 1:
                 _logger.error(
                     "commitcast: events %d to %d of %s were trimmed before they were delivered; "
                     "keep events longer",
                     delivered + 1, page.head.tail - 1, stream,
                 )  # fmt: skip
                 delivered = page.head.tail - 1
-                await self._confirm(stream, delivered)
-                continue
+                await self._confirm(stream_id, delivered)
+            if not page.events:
+                return
             reached = delivered
             failed = False
             for event in page.events:
@@ -253,7 +261,7 @@ class Relay:
                     break
                 reached = event.offset
             if reached > delivered:
-                await self._confirm(stream, reached)
+                await self._confirm(stream_id, reached)
             if failed:
                 return
             delivered = reached
@@ -274,7 +282,7 @@ class Relay:
         self._retry_at.pop(event.stream, None)
         return True
 
-    async def _confirm(self, stream: str, delivered: int) -> None:
+    async def _confirm(self, stream_id: int, delivered: int) -> None:
         streams, deliveries = self._tables.streams, self._tables.deliveries
         relays = self._tables.relays
         async with self._engine.begin() as conn:
@@ -288,7 +296,7 @@ class Relay:
             insert = self._insert(conn, deliveries).from_select(
                 ["relay", "stream_id", "delivered"],
                 select(literal(self._name), streams.c.id, literal(delivered)).where(
-                    streams.c.name == stream
+                    streams.c.id == stream_id
                 ),
             )
             await conn.execute(

@@ -13,7 +13,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import and_, delete, func, or_, select, update
-from sqlalchemy.exc import SQLAlchemyError
+
+from commitcast.sqlite import READ_ONLY_OPTION
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -33,6 +34,7 @@ class Trimmer:
 
     def __init__(self, engine: AsyncEngine, tables: Tables, retention: Retention) -> None:
         self._engine = engine
+        self._reader = engine.execution_options(**{READ_ONLY_OPTION: True})
         self._tables = tables
         self._retention = retention
 
@@ -42,7 +44,7 @@ class Trimmer:
             await asyncio.sleep(self._retention.every_s * random.uniform(0.8, 1.2))
             try:
                 await self.trim()
-            except (SQLAlchemyError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - drivers raise their own on connect
                 _logger.warning("commitcast: trimming failed: %s", type(error).__name__)
 
     async def trim(self) -> int:
@@ -50,7 +52,7 @@ class Trimmer:
         removed = 0
         last_id = 0
         while True:
-            async with self._engine.connect() as conn:
+            async with self._reader.connect() as conn:
                 due, last_id = await self._due(conn, last_id)
             for stream_id in due:
                 while gone := await self._trim_stream(stream_id):
@@ -87,7 +89,9 @@ class Trimmer:
             return None
         if conn.dialect.name == "sqlite":
             now = datetime.fromisoformat(
-                (await conn.execute(select(func.strftime("%Y-%m-%dT%H:%M:%fZ", "now")))).scalar_one()
+                (
+                    await conn.execute(select(func.strftime("%Y-%m-%dT%H:%M:%fZ", "now")))
+                ).scalar_one()
             )
             before = (now - self._retention.max_age).astimezone(UTC)
             return before.strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
@@ -120,7 +124,9 @@ class Trimmer:
                         )
                     )
                 ).scalar()
-                old_until = min(row.tail + _EVENTS_AT_ONCE, row.head + 1) if young is None else young
+                old_until = (
+                    min(row.tail + _EVENTS_AT_ONCE, row.head + 1) if young is None else young
+                )
                 keep_from = max(keep_from, old_until)
             keep_from = min(keep_from, row.tail + _EVENTS_AT_ONCE)
             if keep_from <= row.tail:
@@ -129,9 +135,7 @@ class Trimmer:
                 update(streams).where(streams.c.id == stream_id).values(tail=keep_from)
             )
             await conn.execute(
-                delete(events).where(
-                    events.c.stream_id == stream_id, events.c.offset < keep_from
-                )
+                delete(events).where(events.c.stream_id == stream_id, events.c.offset < keep_from)
             )
             return int(keep_from - row.tail)
 

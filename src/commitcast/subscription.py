@@ -9,21 +9,24 @@ lost and the reader is told, never left silent (G3).
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import inspect
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self
 
 from commitcast.errors import CommitcastError, PositionLost, SubscriptionClosed
 from commitcast.event import NEW_EPOCH, Position
-from commitcast.feed import Feed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from types import TracebackType
 
     from commitcast.event import CommittedEvent
+    from commitcast.feed import Feed
     from commitcast.log import Page
 
+_PAUSE_S = 0.1
 EARLIEST = "earliest"
 """Read from the first event that is still kept."""
 
@@ -43,10 +46,24 @@ class Reset:
 class Source(Protocol):
     """Where a subscription reads: the node's delivery."""
 
-    def register(self, subscription: Subscription) -> Feed: ...
-    def unregister(self, subscription: Subscription) -> None: ...
-    async def read(self, stream: str, after: int | None) -> Page: ...
-    def need(self, feed: Feed) -> None: ...
+    def register(self, subscription: Subscription) -> Feed:
+        """Enter a reader."""
+
+    def unregister(self, subscription: Subscription) -> None:
+        """Remove a reader."""
+
+    async def read(
+        self,
+        stream: str,
+        after: int | None,
+        *,
+        limit: int | None = None,
+        unless: Callable[[], bool] | None = None,
+    ) -> Page:
+        """A page of the log; None as place reads the head alone."""
+
+    def need(self, feed: Feed) -> None:
+        """Read what a feed lacks."""
 
 
 class Subscription:
@@ -79,7 +96,9 @@ class Subscription:
         self._position: Position | None = None
         self._lost = False
         self._awake = asyncio.Event()
+        self._ended = asyncio.Event()
         self._closed: str | None = None
+        self._page_events: int | None = None
         self._ready: deque[CommittedEvent] = deque()
 
     @property
@@ -100,13 +119,23 @@ class Subscription:
             self._closed = reason
             self._source.unregister(self)
             self._awake.set()
+            self._ended.set()
+
+    async def wait_closed(self) -> str:
+        """Wait until it is closed, by whomever; returns the reason."""
+        await self._ended.wait()
+        return self._closed or ""
 
     async def aclose(self) -> None:
         """As `close`, for ``contextlib.aclosing``."""
         self.close()
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        try:
+            await self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     async def __aexit__(
@@ -126,19 +155,23 @@ class Subscription:
             if isinstance(batch, Reset):
                 if self._on_reset is None:
                     raise PositionLost(self.stream, batch.position)
-                self._on_reset(batch)
+                told = self._on_reset(batch)
+                if inspect.isawaitable(told):
+                    await told
             else:
                 self._ready.extend(batch)
         return self._ready.popleft()
 
     async def start(self) -> None:
         """Register and find the first place; `recovered` and `position` are known afterwards."""
-        if self._feed is not None:
+        if self._position is not None:
             return
-        self._feed = self._source.register(self)
+        self._check_open()
+        if self._feed is None:  # it is there if an earlier start was cancelled
+            self._feed = self._source.register(self)
         await self._check_access()
         after = self._after
-        page = await self._source.read(self.stream, None)
+        page = await self._read(None)
         await self._check_access()
         head = page.head
         self._feed.learn(head)
@@ -168,8 +201,7 @@ class Subscription:
         await self.start()
         feed = self._feed
         while True:
-            if self._closed is not None:
-                raise SubscriptionClosed(self.stream, self._position, self._closed)
+            self._check_open()
             if feed is None or self._position is None:  # pragma: no cover - set by start
                 raise SubscriptionClosed(self.stream, None, "not started")
             if self._lost:
@@ -183,6 +215,9 @@ class Subscription:
                     return outcome
                 events = outcome
                 if not events:
+                    if feed.differs(self._position):
+                        # the log and the feed disagree, until the next commit or poll
+                        await self._pause()
                     continue
             if events:
                 self._position = events[-1].position
@@ -193,7 +228,7 @@ class Subscription:
 
     async def _read_page(self, feed: Feed, position: Position) -> list[CommittedEvent] | Reset:
         await self._check_access()
-        page = await self._source.read(self.stream, position.offset)
+        page = await self._read(position.offset)
         await self._check_access()
         feed.learn(page.head)
         if page.events:
@@ -205,7 +240,44 @@ class Subscription:
             return Reset(self.stream, self._position)
         if not page.events and position.epoch != page.head.epoch:
             self._position = Position(page.head.epoch, position.offset)
+        return self._one_chunk(page)
+
+    def _one_chunk(self, page: Page) -> list[CommittedEvent]:
+        """As much of a page as fits in a chunk; the next page is of the size that did.
+
+        So no reader holds more than that while it writes to a slow client (G10).
+        """
+        size = 0
+        for count, event in enumerate(page.events):
+            size += len(event.data_json)
+            if count and size > self._chunk_bytes:
+                self._page_events = count
+                return list(page.events[:count])
+        if self._page_events is not None:
+            self._page_events *= 2
         return list(page.events)
+
+    async def _read(self, after: int | None) -> Page:
+        try:
+            page = await self._source.read(
+                self.stream,
+                after,
+                limit=self._page_events,
+                unless=lambda: self._closed is not None,
+            )
+        except SubscriptionClosed:
+            self.close("the node stops")
+        self._check_open()
+        return page
+
+    async def _pause(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PAUSE_S):
+                await self._awake.wait()
+
+    def _check_open(self) -> None:
+        if self._closed is not None:
+            raise SubscriptionClosed(self.stream, self._position, self._closed)
 
     async def _check_access(self) -> None:
         if self._authorize is not None and not await self._authorize():

@@ -62,7 +62,9 @@ def encode_place(name: str, stream: str, position: Position, *, recovered: bool)
 
 def encode_closed(reason: str) -> bytes:
     """A ``commitcast.closed`` message."""
-    return f"event: commitcast.closed\ndata: {orjson.dumps({'reason': reason}).decode()}\n\n".encode()
+    return (
+        f"event: commitcast.closed\ndata: {orjson.dumps({'reason': reason}).decode()}\n\n".encode()
+    )
 
 
 def encode_retry(retry_ms: int) -> bytes:
@@ -104,8 +106,8 @@ async def serve(
     try:
         await write(encode_retry(settings.retry_ms))
         await _serve(subscription, write, settings, authorized)
-    except TimeoutError:
-        return  # the client does not read; there is no use in a farewell
+    except OSError:
+        return  # the client does not read (TimeoutError) or is gone; no use in a farewell
     except SubscriptionClosed:
         pass
     except AccessDenied:
@@ -123,34 +125,42 @@ async def _serve(
     settings: Settings,
     authorized: Callable[[], Awaitable[bool]],
 ) -> None:
-    starting = asyncio.ensure_future(_first(subscription))
     batch: list[CommittedEvent] | Reset | None
-    pending: asyncio.Future[Any] = starting
+    pending: asyncio.Future[Any] = asyncio.ensure_future(subscription.start())
+    ended = asyncio.ensure_future(subscription.wait_closed())
+    clock = asyncio.get_running_loop().time
+    ask_at = clock() + settings.keep_alive_s
     try:
         while True:
-            done, _ = await asyncio.wait({pending}, timeout=settings.keep_alive_s)
-            if not done:
+            await asyncio.wait(
+                {pending, ended},
+                timeout=max(0.0, ask_at - clock()),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if clock() >= ask_at:  # a stream that is never idle is asked about as well
                 if not await authorized():
                     raise AccessDenied(f"the reader may not read {subscription.stream!r}")
-                await write(_KEEP_ALIVE)
+                ask_at = clock() + settings.keep_alive_s
+                if not pending.done():
+                    await write(_KEEP_ALIVE)
+            if not pending.done():
+                if ended.done():  # also while the database is away
+                    raise SubscriptionClosed(
+                        subscription.stream, subscription.position, ended.result()
+                    )
                 continue
             batch = pending.result()
             if batch is None:
                 await write(_subscribed(subscription))
             elif isinstance(batch, Reset):
-                await write(
-                    encode_place("reset", batch.stream, batch.position, recovered=False)
-                )
+                await write(encode_place("reset", batch.stream, batch.position, recovered=False))
             else:
                 await write(b"".join([encode_event(event) for event in batch]))
             pending = asyncio.ensure_future(subscription.next_batch())
     finally:
         pending.cancel()
-        await asyncio.gather(pending, return_exceptions=True)
-
-
-async def _first(subscription: Subscription) -> None:
-    await subscription.start()
+        ended.cancel()
+        await asyncio.gather(pending, ended, return_exceptions=True)
 
 
 def _subscribed(subscription: Subscription) -> bytes:

@@ -75,7 +75,7 @@ class Campaign:
         self._streams = [f"chaos:{run}:{number}" for number in range(STREAMS)]
         self._sink = directory / "delivered" if deliver else None
         self._options = ServerOptions(
-            url, free_port(self._rng), seed, WRITERS, self._streams, self._sink, program
+            url, free_port(), seed, WRITERS, self._streams, self._sink, program
         )
         self._stderr_path = directory / "stderr"
         self._progress = progress

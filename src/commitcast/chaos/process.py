@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -16,7 +17,6 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    import random
     from collections.abc import Sequence
     from pathlib import Path
 
@@ -153,10 +153,10 @@ class ServerProcess:
         return pipe.fileno()
 
 
-def free_port(rng: random.Random) -> int:
+def free_port() -> int:
     """A port that nobody listens on, below those that clients are given."""
     while True:
-        port = rng.randint(*_PORTS)
+        port = random.randint(*_PORTS)
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))

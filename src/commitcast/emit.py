@@ -28,8 +28,8 @@ from commitcast.errors import (
     AutocommitRefused,
     InvalidEvent,
     IsolationRefused,
-    NoTransaction,
     NotAttached,
+    NoTransaction,
     SeveralEngines,
     TwoPhaseRefused,
 )
@@ -85,6 +85,7 @@ class Attachment:
 @dataclass(slots=True)
 class _Emit:
     order: int
+    since: int
     scope: tuple[int, ...]
     stream: str
     encoded: EncodedEvent | None
@@ -93,11 +94,11 @@ class _Emit:
     void: bool = False
 
     def resolved(self, max_bytes: int) -> EncodedEvent:
-        if self.encoded is not None:
-            return self.encoded
-        if self.make is None:  # pragma: no cover - one of the two is always given
-            raise InvalidEvent("an emit without an event")
-        return resolve(self.stream, self.make, max_bytes=max_bytes, **self.labels)
+        if self.encoded is None:
+            if self.make is None:  # pragma: no cover - one of the two is always given
+                raise InvalidEvent("an emit without an event")
+            self.encoded = resolve(self.stream, self.make, max_bytes=max_bytes, **self.labels)
+        return self.encoded
 
 
 @dataclass(slots=True)
@@ -109,7 +110,7 @@ class _Buffer:
 
     def drop_since(self, order: int) -> None:
         for made in self.emits:
-            made.void |= made.order >= order
+            made.void |= made.since >= order
         self.emits = [e for e in self.emits if not e.void]
 
     def drop_scope(self, token: int) -> None:
@@ -119,7 +120,16 @@ class _Buffer:
 class _SessionState:
     """What is known of one root transaction of a session, kept in ``session.info``."""
 
-    __slots__ = ("captured", "connection", "dialects", "nested", "root", "token", "unbound")
+    __slots__ = (
+        "captured",
+        "committing",
+        "connection",
+        "nested",
+        "others",
+        "root",
+        "token",
+        "unbound",
+    )
 
     def __init__(self, root: SessionTransaction) -> None:
         self.root = weakref.ref(root)
@@ -127,8 +137,9 @@ class _SessionState:
         self.nested: weakref.WeakKeyDictionary[SessionTransaction, int] | None = None
         self.unbound: list[_Emit] = []
         self.captured: list[_Emit] = []
+        self.committing = False
         self.connection: weakref.ref[Connection] | None = None
-        self.dialects: list[Any] = []
+        self.others: list[weakref.ref[Connection]] = []
 
     def scope(self, session: Session) -> tuple[int, ...]:
         """Tokens of the transactions that this emit would be rolled back with."""
@@ -145,6 +156,11 @@ class _SessionState:
             current = current.parent
         return tuple(tokens)
 
+    def connections(self) -> list[Connection]:
+        """Those that the session's transaction has begun on."""
+        found = [known() for known in (self.connection, *self.others) if known is not None]
+        return [conn for conn in found if conn is not None]
+
     def live_connection(self) -> Connection | None:
         return None if self.connection is None else self.connection()
 
@@ -152,6 +168,7 @@ class _SessionState:
 _order = itertools.count(1)
 _attachments: weakref.WeakKeyDictionary[Any, Attachment] = weakref.WeakKeyDictionary()
 _buffers: weakref.WeakKeyDictionary[RootTransaction, _Buffer] = weakref.WeakKeyDictionary()
+_savepoints: weakref.WeakKeyDictionary[Connection, int] = weakref.WeakKeyDictionary()
 _written: weakref.WeakKeyDictionary[Connection, Written] = weakref.WeakKeyDictionary()
 
 
@@ -202,7 +219,15 @@ def emit(
 
 
 def attach(engine: Engine, attachment: Attachment) -> None:
-    """Tie an engine's commits to a log; raises ValueError if another log has it already."""
+    """Tie an engine's commits to a log; raises ValueError if another log has it already.
+
+    Engines made from it by ``execution_options()``, before or after, are served too.
+    """
+    if type(engine) is not Engine:
+        raise ValueError(
+            f"{engine!r} was made by execution_options(); give the engine it was made from, whose "
+            "coordinator serves both"
+        )
     existing = _attachments.get(engine.dialect)
     if existing is not None:
         raise ValueError(
@@ -217,10 +242,8 @@ def attach(engine: Engine, attachment: Attachment) -> None:
 
 
 def detach(engine: Engine) -> None:
-    """Undo `attach`; emits on the engine are refused from now on."""
-    if _attachments.pop(engine.dialect, None) is not None:
-        for name, listener in _ENGINE_LISTENERS:
-            sa_event.remove(engine, name, listener)
+    """Undo `attach`; emits on the engine, and commits of earlier ones, fail from now on."""
+    _attachments.pop(engine.dialect, None)
 
 
 def listen_to_sessions() -> None:
@@ -230,7 +253,7 @@ def listen_to_sessions() -> None:
             sa_event.listen(Session, name, listener)
 
 
-def set_capture(session: Session, active: bool) -> None:  # noqa: FBT001 - on or off
+def set_capture(session: Session, active: bool) -> None:
     """For `commitcast.testing.capture`: keep what the session emits, coordinator or not."""
     listen_to_sessions()
     if active:
@@ -300,6 +323,8 @@ def _emit_in_session(
         return
     if conn is None:
         state.unbound.append(made)
+        if state.committing:  # a listener of before_commit that comes after ours
+            session.connection()
     else:
         _buffer(_root(conn)).emits.append(made)
 
@@ -325,11 +350,14 @@ def _make(
 ) -> _Emit:
     level = str(bind.get_execution_options().get("isolation_level", "")).replace("_", " ").upper()
     _refuse_level(level, row_locks=bind.dialect.name != "sqlite")
+    if attachment is not None and isinstance(bind, Connection) and not bind.invalidated:
+        _refuse_level(attachment.log.autocommit_level(bind), row_locks=False)
+    order = next(_order)
     if callable(event) and not isinstance(event, type):
-        return _Emit(next(_order), (), stream, None, cast("Any", event), labels)
+        return _Emit(order, order, (), stream, None, cast("Any", event), labels)
     max_bytes = DEFAULT_MAX_EVENT_BYTES if attachment is None else attachment.max_event_bytes
     encoded = encode(stream, event, max_bytes=max_bytes, **labels)
-    return _Emit(next(_order), (), stream, encoded, None, labels)
+    return _Emit(order, order, (), stream, encoded, None, labels)
 
 
 def _refuse_level(level: str, *, row_locks: bool) -> None:
@@ -362,6 +390,12 @@ def _root(conn: Connection) -> RootTransaction:
     return root
 
 
+def _has_emits(conn: Connection) -> bool:
+    root = conn.get_transaction()
+    buffer = _buffers.get(root) if isinstance(root, RootTransaction) else None
+    return buffer is not None and bool(buffer.emits)
+
+
 def _buffer(root: RootTransaction) -> _Buffer:
     buffer = _buffers.get(root)
     if buffer is None:
@@ -388,38 +422,48 @@ def _begin_state(session: Session) -> _SessionState:
 # --- what SQLAlchemy tells us of sessions --------------------------------------------------
 
 
-def _after_begin(session: Session, _transaction: SessionTransaction, conn: Connection) -> None:
-    attached = conn.dialect in _attachments
+def _after_begin(session: Session, transaction: SessionTransaction, conn: Connection) -> None:
     state = _state_of(session)
     if state is None:
-        if not attached:
-            return
         state = _begin_state(session)
-    if conn.dialect not in state.dialects:
-        state.dialects.append(conn.dialect)
-    if attached and state.live_connection() is not conn:
+    attached = conn.dialect in _attachments
+    known = state.live_connection()
+    if known is None:
         state.connection = weakref.ref(conn)
-        if state.unbound:
-            buffer = _buffer(_root(conn))
-            buffer.emits.extend(state.unbound)
-            state.unbound = []
+    elif known is not conn:
+        ours = conn if attached and known.dialect not in _attachments else known
+        state.connection = weakref.ref(ours)
+        state.others.append(weakref.ref(known if ours is conn else conn))
+    if not attached:
+        return
+    if state.unbound:
+        buffer = _buffer(_root(conn))
+        for made in state.unbound:
+            made.since = next(_order)  # a savepoint of the session may have been opened for this
+        buffer.emits.extend(state.unbound)
+        state.unbound = []
+    if transaction.nested and state.nested is not None and transaction in state.nested:
+        # The session opens the savepoint at its first SQL, after what was emitted inside it.
+        token = state.nested[transaction]
+        for made in _buffer(_root(conn)).emits:
+            if token in made.scope:
+                made.since = next(_order)
 
 
 def _before_commit(session: Session) -> None:
     state = _state_of(session)
-    if state is None or session.in_nested_transaction():
-        return
+    if state is None:
+        state = _begin_state(session)
+    if not session.in_nested_transaction():
+        state.committing = True
+    # Also for a savepoint: `with session.begin()` commits what was left open inside it.
     if state.unbound:
         session.connection()  # so that there is a transaction to write in; no more than that
-    if len(state.dialects) > 1:
-        conn = state.live_connection()
-        root = conn.get_transaction() if conn is not None else None
-        buffer = _buffers.get(root) if isinstance(root, RootTransaction) else None
-        if buffer is not None and buffer.emits:
-            raise SeveralEngines(
-                "the session's transaction spans more than one engine, so part of it may commit "
-                "and part not; emit in a session of one engine"
-            )
+    if state.others and any(map(_has_emits, state.connections())):
+        raise SeveralEngines(
+            "the session's transaction spans more than one engine or connection, so part of it "
+            "may commit and part not; emit in a session of one engine"
+        )
 
 
 def _after_commit(session: Session) -> None:
@@ -442,27 +486,32 @@ def _after_soft_rollback(session: Session, previous: SessionTransaction) -> None
     if state is None:
         return
     root = state.root()
-    token = state.token if previous is root else (state.nested or {}).get(previous)
+    ended = previous  # a flush that failed rolls back the savepoint or transaction around it
+    while not ended.nested and ended.parent is not None:
+        ended = ended.parent
+    token = state.token if ended is root else (state.nested or {}).get(ended)
     if token is None:
         return
     state.unbound = [e for e in state.unbound if token not in e.scope]
     state.captured = [e for e in state.captured if token not in e.scope]
-    conn = state.live_connection()
-    transaction = conn.get_transaction() if conn is not None else None
-    buffer = _buffers.get(transaction) if isinstance(transaction, RootTransaction) else None
-    if buffer is not None:
-        buffer.drop_scope(token)
+    for conn in state.connections():
+        transaction = conn.get_transaction()
+        buffer = _buffers.get(transaction) if isinstance(transaction, RootTransaction) else None
+        if buffer is not None:
+            buffer.drop_scope(token)
 
 
 # --- what SQLAlchemy tells us of connections -----------------------------------------------
 
 
 def _savepoint(conn: Connection, name: str | None) -> None:
-    # SQLAlchemy names the savepoint after this event, so savepoints are known by their order.
+    # SQLAlchemy names the savepoint after this event, counting through the connection's life.
+    if name is None:
+        number = _savepoints[conn] = _savepoints.get(conn, 0) + 1
+        name = f"sa_savepoint_{number}"
     root = conn.get_transaction()
     if isinstance(root, RootTransaction):
-        buffer = _buffer(root)
-        buffer.savepoints[name or f"sa_savepoint_{len(buffer.savepoints) + 1}"] = next(_order)
+        _buffer(root).savepoints[name] = next(_order)
 
 
 def _rollback_savepoint(conn: Connection, name: str, _context: None) -> None:
@@ -482,16 +531,35 @@ def _rollback(conn: Connection) -> None:
 def _commit(conn: Connection) -> None:
     root = conn.get_transaction()
     buffer = _buffers.pop(root, None) if isinstance(root, RootTransaction) else None
-    attachment = _attachments.get(conn.dialect)
-    if buffer is None or not buffer.emits or attachment is None or root is None:
+    if buffer is None or not buffer.emits or root is None:
         return
-    log = attachment.log
-    _refuse_level(log.autocommit_level(conn), row_locks=False)
-    buffer.emits.sort(key=lambda e: e.order)
-    encoded = [e.resolved(attachment.max_event_bytes) for e in buffer.emits]
-    written = Written(weakref.ref(root), log.append(conn, encoded))
-    _written[conn] = written
-    attachment.observer.written(written)
+    try:
+        attachment = _attachment(conn)
+        log = attachment.log
+        _refuse_level(log.autocommit_level(conn), row_locks=False)
+        buffer.emits.sort(key=lambda e: e.order)
+        encoded = [e.resolved(attachment.max_event_bytes) for e in buffer.emits]
+        written = Written(weakref.ref(root), log.append(conn, encoded))
+        _written[conn] = written
+        attachment.observer.written(written)
+    except Exception:
+        _end(conn)
+        raise
+
+
+def _end(conn: Connection) -> None:
+    """Roll back on the driver's connection what must not be committed.
+
+    SQLAlchemy takes a transaction whose COMMIT was tried for over: the caller's ``rollback()``
+    sends nothing, and what comes next on the connection would commit these rows as well.
+    """
+    _written.pop(conn, None)
+    if conn.invalidated:
+        return
+    try:
+        conn.connection.rollback()
+    except Exception:  # noqa: BLE001 - the caller gets the error that led here
+        conn.invalidate()
 
 
 def _prepare_twophase(conn: Connection, _xid: object) -> None:

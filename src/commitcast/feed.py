@@ -84,13 +84,19 @@ class Feed:
         self.known_head = max(self.known_head, events[-1].offset)
         self.wake()
 
-    def learn(self, head: Head, *, unmoved: bool = False) -> None:
+    @property
+    def state(self) -> tuple[str | None, int]:
+        """What changes with each event and each epoch; see `learn`."""
+        return self.epoch, self.edge
+
+    def learn(self, head: Head, since: tuple[str | None, int]) -> None:
         """Take in what a read of the log said about the stream's head.
 
         A read may be older than a commit that came from memory meanwhile. That there is no such
-        stream any more, or fewer events than before, is believed only if the feed is `unmoved`
-        since the read began.
+        stream any more, or fewer events than before, is believed only if the feed's `state` is
+        what it was when the read began, `since`.
         """
+        unmoved = self.state == since
         if self.epoch is None:
             self._begin(head.epoch, head.head)
             early = list(self._early)

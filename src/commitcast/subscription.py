@@ -171,10 +171,11 @@ class Subscription:
             self._feed = self._source.register(self)
         await self._check_access()
         after = self._after
+        state = self._feed.state
         page = await self._read(None)
-        await self._check_access()
         head = page.head
-        self._feed.learn(head)
+        self._feed.learn(head, state)
+        await self._check_access()
         if after is None:
             self._position = head.position
         elif isinstance(after, str):
@@ -228,9 +229,10 @@ class Subscription:
 
     async def _read_page(self, feed: Feed, position: Position) -> list[CommittedEvent] | Reset:
         await self._check_access()
+        state = feed.state
         page = await self._read(position.offset)
+        feed.learn(page.head, state)
         await self._check_access()
-        feed.learn(page.head)
         if page.events:
             feed.take(page.events)
         if not _follows(position, page) or (

@@ -205,7 +205,7 @@ async def serving(
     )
     if app is None:
         app = Starlette(routes=[Mount("/realtime", realtime)], lifespan=coordinator.lifespan)
-    config = uvicorn.Config(app, port=0, log_level="critical", lifespan="on")
+    config = uvicorn.Config(app, port=0, log_level="error", lifespan="on")
     server = _Server(config)
     running = asyncio.create_task(server.serve())
     async with asyncio.timeout(PATIENCE_S):

@@ -1,0 +1,309 @@
+// The page: signs in, keeps one stream for its user and one for the open thread, and applies
+// every event by the id of what it speaks of, so that seeing one twice changes nothing.
+
+import { LiveStream } from "./live.js";
+import { $, element, messageItem, runSummary, showError, stepItem } from "./view.js";
+
+const state = { me: null, threads: new Map(), open: null };
+let mine = null; // the stream of this user
+let here = null; // the stream of the open thread
+
+// --- talking to the server
+
+async function call(method, path, body) {
+  const headers = { Accept: "application/json" };
+  if (state.me) headers.Authorization = `Bearer ${state.me.token}`;
+  if (body) headers["Content-Type"] = "application/json";
+  let response;
+  try {
+    response = await fetch(path, { method, headers, body: body && JSON.stringify(body) });
+  } catch {
+    throw new Error("The server cannot be reached. What you wrote is still here; try again.");
+  }
+  if (response.status === 401 && state.me && path !== "/api/login") signOut();
+  const answer = await response.json().catch(() => ({}));
+  if (!response.ok) throw new Error(answer.detail || `The server said ${response.status}.`);
+  return answer;
+}
+
+const refresh = () => call("POST", "/api/session");
+
+// --- signing in: the token is this tab's, so that two tabs can be two people
+
+function keep(me) {
+  state.me = me;
+  sessionStorage.setItem("commitcast-demo", JSON.stringify(me));
+}
+
+function signOut() {
+  sessionStorage.removeItem("commitcast-demo");
+  mine?.close();
+  here?.close();
+  location.replace("/");
+}
+
+async function enter() {
+  $("sign-in").hidden = true;
+  $("chat").hidden = false;
+  $("me").textContent = state.me.name;
+  mine = new LiveStream(`user:${state.me.user_id}`, state.me.user_id, {
+    refresh,
+    reload: async () => {
+      state.threads = new Map((await call("GET", "/api/threads")).map((one) => [one.id, one]));
+      drawThreads();
+      const wanted = location.hash.slice(1);
+      if (!state.open) openThread(state.threads.has(wanted) ? wanted : state.threads.keys().next().value);
+    },
+    event: (frame) => {
+      if (frame.type !== "thread.created") return;
+      state.threads = new Map([[frame.data.id, frame.data], ...state.threads]);
+      drawThreads();
+      if (!state.open) openThread(frame.data.id);
+    },
+    state: (word) => { if (!state.open) showConnection(word); },
+  });
+  const examples = await call("GET", "/api/examples").catch(() => []);
+  $("examples").replaceChildren(...examples.map((text) => element("button", {
+    type: "button", textContent: text, onclick: () => { $("text").value = text; $("text").focus(); },
+  })));
+}
+
+// --- threads
+
+function drawThreads() {
+  $("threads").replaceChildren(...[...state.threads.values()].map((thread) => {
+    const others = thread.members.filter((one) => one.id !== state.me.user_id).map((one) => one.name);
+    const button = element("button", { type: "button", onclick: () => openThread(thread.id) },
+      element("span", { textContent: thread.title }),
+      element("span", { className: "quiet small", textContent: others.join(", ") || "only you" }));
+    button.setAttribute("aria-current", String(thread.id === state.open?.id));
+    return element("li", {}, button);
+  }));
+  drawEmpty();
+}
+
+function openThread(id) {
+  here?.close();
+  here = null;
+  const thread = state.threads.get(id);
+  state.open = thread ? { ...thread, messages: new Map(), runs: new Map(), ready: false } : null;
+  history.replaceState(null, "", thread ? `#${id}` : "#");
+  $("chat").classList.remove("menu-open");
+  $("title").textContent = thread?.title ?? "";
+  $("members").textContent = thread?.members.map((one) => one.name).concat("agent").join(", ") ?? "";
+  $("composer").hidden = !thread;
+  $("messages").replaceChildren();
+  $("events").replaceChildren();
+  drawThreads();
+  if (!thread) return;
+  showConnection("connecting");
+  const open = state.open;
+  here = new LiveStream(`thread:${id}`, state.me.user_id, {
+    refresh,
+    reload: () => loadHistory(open),
+    event: (frame) => { apply(open, frame); drawEvent(frame); },
+    state: showConnection,
+  });
+}
+
+async function loadHistory(open) {
+  const [messages, runs] = await Promise.all([
+    call("GET", `/api/threads/${open.id}/messages`), call("GET", `/api/threads/${open.id}/runs`)]);
+  if (open !== state.open) return;
+  open.messages = new Map(messages.map((one) => [one.id, one]));
+  open.runs = new Map(runs.map((one) => [one.run_id, one]));
+  open.ready = true;
+  $("messages").replaceChildren();
+  messages.forEach((one) => drawMessage(open, one));
+  runs.forEach((one) => drawRun(open, one));
+  drawEmpty();
+  toEnd(true);
+}
+
+// --- events
+
+const RANK = { queued: 0, running: 1, completed: 2, failed: 2 };
+
+function apply(open, frame) {
+  const data = frame.data;
+  if (frame.type === "message.created") {
+    if (!open.messages.has(data.id)) {
+      open.messages.set(data.id, data);
+      drawMessage(open, data);
+      if (data.author_id !== null) runOf(open, data);
+      drawEmpty();
+    }
+  } else if (frame.type.startsWith("agent_") || frame.type.startsWith("tool_")) {
+    const run = runOf(open, data);
+    if (data.step) applyStep(run, data);
+    if (data.state && RANK[data.state] > RANK[run.state]) run.state = data.state;
+    if (data.error) run.error = data.error;
+    drawRun(open, run);
+  }
+  toEnd(false);
+}
+
+function runOf(open, data) {
+  if (!open.runs.has(data.run_id)) {
+    open.runs.set(data.run_id, {
+      run_id: data.run_id, message_id: data.message_id, state: "queued", steps: [], error: null });
+    drawRun(open, open.runs.get(data.run_id));
+  }
+  return open.runs.get(data.run_id);
+}
+
+function applyStep(run, data) {
+  const known = run.steps.find((step) => step.step === data.step);
+  const step = {
+    step: data.step, kind: data.kind, text: data.text, tool: data.tool,
+    arguments: data.arguments, outcome: data.outcome };
+  if (!known) run.steps = [...run.steps, step].sort((a, b) => a.step - b.step);
+  else if (step.outcome || step.text) Object.assign(known, step); // never back to an earlier state
+}
+
+// --- drawing
+
+function drawMessage(open, message) {
+  if (open !== state.open) return;
+  const item = messageItem(message, state.me.user_id);
+  const after = [...$("messages").querySelectorAll(".message")].find(
+    (other) => Number(other.dataset.number) > message.number);
+  if (after) after.before(item);
+  else $("messages").append(item);
+}
+
+function drawRun(open, run) {
+  if (open !== state.open) return;
+  let box = document.querySelector(`.run[data-id="${CSS.escape(run.run_id)}"]`);
+  if (!box) {
+    const question = document.querySelector(`.message[data-id="${CSS.escape(run.message_id ?? "")}"]`);
+    if (!question) return;
+    box = element("details", { className: "run", open: RANK[run.state] < 2 });
+    box.dataset.id = run.run_id;
+    box.append(element("summary", {}, element("span", { className: "dot" }), element("span", { className: "what" })),
+      element("ol"));
+    question.after(element("li", {}, box));
+  }
+  if (box.dataset.state && RANK[box.dataset.state] < 2 && RANK[run.state] === 2) box.open = false;
+  box.dataset.state = run.state;
+  box.querySelector(".what").textContent = runSummary(run);
+  box.querySelector("ol").replaceChildren(...run.steps.map(stepItem).filter(Boolean));
+  if (run.state === "failed" && !box.querySelector(".again")) {
+    box.open = true;
+    box.append(element("button", {
+      className: "again", type: "button", textContent: "Ask again",
+      onclick: () => send(open, open.messages.get(run.message_id)?.text ?? ""),
+    }));
+  }
+}
+
+function drawEvent(frame) {
+  const line = element("li", {}, element("b", { textContent: frame.offset }), element("span", { textContent: frame.type }));
+  line.title = `${frame.time}\n${frame.id}`;
+  $("events").append(line);
+  while ($("events").children.length > 200) $("events").firstChild.remove();
+}
+
+function drawEmpty() {
+  const nothing = !state.open || (state.open.ready && state.open.messages.size === 0);
+  $("empty").hidden = !nothing;
+  $("empty").textContent = state.open
+    ? "Nothing here yet. Ask the agent something, or pick a question below."
+    : "Make a thread to begin: give it a title and the names of who should be in it.";
+}
+
+function showConnection(word) {
+  $("connection").dataset.state = word;
+  $("connection").textContent = word;
+}
+
+let atEnd = true;
+$("log").addEventListener("scroll", () => {
+  atEnd = $("log").scrollHeight - $("log").scrollTop - $("log").clientHeight < 80;
+});
+function toEnd(always) {
+  if (always || atEnd) $("log").scrollTop = $("log").scrollHeight;
+}
+
+// --- what people do
+
+async function send(open, text) {
+  showError($("composer"), "");
+  await call("POST", `/api/threads/${open.id}/messages`, { text });
+}
+
+$("composer").addEventListener("submit", async (submitted) => {
+  submitted.preventDefault();
+  const text = $("text").value.trim();
+  const button = $("composer").querySelector(".row button");
+  if (!text || !state.open || button.disabled) return;
+  button.disabled = true;
+  try {
+    await send(state.open, text);
+    $("text").value = "";
+    atEnd = true;
+  } catch (error) {
+    showError($("composer"), error.message);
+  } finally {
+    button.disabled = false;
+    $("text").focus();
+  }
+});
+
+$("text").addEventListener("keydown", (key) => {
+  if (key.key !== "Enter" || key.shiftKey || key.isComposing) return;
+  key.preventDefault();
+  $("composer").requestSubmit();
+});
+
+$("sign-in").querySelector("form").addEventListener("submit", async (submitted) => {
+  submitted.preventDefault();
+  showError($("sign-in"), "");
+  try {
+    keep(await call("POST", "/api/login", { name: $("name").value }));
+    await enter();
+  } catch (error) {
+    showError($("sign-in"), error.message);
+  }
+});
+
+$("make-thread").querySelector("form").addEventListener("submit", async (submitted) => {
+  submitted.preventDefault();
+  showError($("make-thread"), "");
+  const members = $("new-members").value.split(",").map((name) => name.trim()).filter(Boolean);
+  try {
+    const made = await call("POST", "/api/threads", { title: $("new-title").value, members });
+    $("make-thread").close();
+    submitted.target.reset();
+    if (!state.threads.has(made.id)) {
+      state.threads = new Map((await call("GET", "/api/threads")).map((one) => [one.id, one]));
+    }
+    openThread(made.id);
+    $("text").focus();
+  } catch (error) {
+    showError($("make-thread"), error.message);
+  }
+});
+
+$("new-thread").onclick = () => $("make-thread").showModal();
+$("cancel-thread").onclick = () => $("make-thread").close();
+$("sign-out").onclick = signOut;
+$("menu").onclick = () => $("chat").classList.toggle("menu-open");
+$("log").addEventListener("click", () => $("chat").classList.remove("menu-open"));
+$("show-wire").onclick = () => {
+  const shown = $("wire").hidden;
+  $("wire").hidden = !shown;
+  $("show-wire").setAttribute("aria-pressed", String(shown));
+  $("chat").classList.toggle("with-wire", shown);
+};
+
+// the cookie that opens streams is short-lived: renew it before it ends
+setInterval(() => { if (state.me) refresh().catch(() => {}); }, 8 * 60 * 1000);
+
+const kept = sessionStorage.getItem("commitcast-demo");
+if (kept) {
+  state.me = JSON.parse(kept);
+  refresh().catch(() => {}).then(() => { if (state.me) enter(); });
+} else {
+  $("sign-in").hidden = false;
+}

@@ -4,9 +4,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from commitcast import Position
-from commitcast import emit as _  # noqa: F401 - so that the module of that name is loaded
-from commitcast.chaos import server
+from commitcast import Position, emit
+from commitcast.chaos import server, workload
+from commitcast.chaos.workload import Writer, Written
 from commitcast.delivery import Delivery
 from commitcast.subscription import Subscription
 
@@ -56,6 +56,21 @@ def replay_one_too_many() -> None:
     Subscription.start = one_back
 
 
+def emit_after_the_commit() -> None:
+    """G3: rows in one transaction, their events in the next; only a kill in between shows it."""
+
+    async def two_writes(self: Writer) -> None:
+        rows = [Written(**values) for values in self._values()]
+        async with self._session() as session:
+            session.add_all(rows)
+            await session.commit()
+            for row in rows:
+                emit(session, row.stream, workload._event(row, doomed=False))
+            await self._commit(session, [row.key for row in rows])
+
+    Writer._plain = two_writes
+
+
 SABOTAGE: dict[str, Callable[[], None]] = {
     sabotage.__name__: sabotage
     for sabotage in (
@@ -64,6 +79,7 @@ SABOTAGE: dict[str, Callable[[], None]] = {
         skip_the_replay,
         hear_no_commit,
         replay_one_too_many,
+        emit_after_the_commit,
     )
 }
 

@@ -30,11 +30,12 @@ async def test_g1_to_g5_hold_through_kill_9(database: Database, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("sabotage", "kills", "breach"),
     [
-        ("send_before_commit", 30, "G1"),
+        ("send_before_commit", 5, "G1"),
         ("keep_what_was_rolled_back", 3, "G2"),
         ("skip_the_replay", 3, "G3"),
         ("hear_no_commit", 3, "G3"),
         ("replay_one_too_many", 3, "G5"),
+        ("emit_after_the_commit", 25, "G3"),
     ],
 )
 async def test_campaign_finds_what_is_broken_on_purpose(

@@ -14,23 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import orjson
-from sqlalchemy import (
-    ARRAY,
-    BigInteger,
-    String,
-    Text,
-    and_,
-    bindparam,
-    case,
-    collate,
-    func,
-    literal_column,
-    or_,
-    select,
-    true,
-)
-from sqlalchemy.dialects import postgresql, sqlite
 
+from commitcast import statements
 from commitcast.errors import EmitRefused, IsolationRefused, LogError
 from commitcast.event import NEW_EPOCH, CommittedEvent, EncodedEvent, Position
 
@@ -38,16 +23,14 @@ if TYPE_CHECKING:
     import weakref
     from collections.abc import Sequence
 
-    from sqlalchemy import Dialect, Executable
+    from sqlalchemy import Dialect
     from sqlalchemy.engine import Connection, RootTransaction
     from sqlalchemy.ext.asyncio import AsyncConnection
-    from sqlalchemy.sql.compiler import SQLCompiler
 
     from commitcast.schema import Tables
 
 
 _CLUSTER: Final = "commitcast.cluster"
-_SEPARATOR: Final = "|"  # no stream's name has one
 
 
 class _Placed(NamedTuple):
@@ -63,7 +46,9 @@ class _Placed(NamedTuple):
 
     @classmethod
     def read(cls, text: str) -> Self:
-        stream_id, name, head, incarnation, lineage, time, written, _ = text.split(_SEPARATOR)
+        stream_id, name, head, incarnation, lineage, time, written, _ = text.split(
+            statements.SEPARATOR
+        )
         return cls(int(stream_id), name, int(head), incarnation, lineage, time, int(written))
 
 
@@ -126,14 +111,17 @@ class Log:
         self.tables = tables
         self.dialect = dialect
         self._postgresql = dialect.name == "postgresql"
-        self._append = _Prepared(
-            _append_postgresql(tables) if self._postgresql else _upsert_sqlite(tables), dialect
+        self._append = statements.Prepared(
+            statements.append_postgresql(tables)
+            if self._postgresql
+            else statements.upsert_sqlite(tables),
+            dialect,
         )
-        self._append_one = _Prepared(_append_one_postgresql(tables), dialect)
-        self._cluster = _cluster()
-        self._insert = _Prepared(tables.events.insert(), dialect)
-        self._page = _page(tables, postgresql=self._postgresql)
-        self._heads = _heads(tables, postgresql=self._postgresql)
+        self._append_one = statements.Prepared(statements.append_one_postgresql(tables), dialect)
+        self._cluster = statements.cluster()
+        self._insert = statements.Prepared(tables.events.insert(), dialect)
+        self._page = statements.page(tables, postgresql=self._postgresql)
+        self._heads = statements.heads(tables, postgresql=self._postgresql)
 
     # --- inside the caller's transaction -------------------------------------------------
 
@@ -187,10 +175,11 @@ class Log:
             raise LogError(f"the log took {written} of {len(events)} events; rolled back")
         return tuple(committed)
 
-    def _append_rows(self, conn: Connection, events: Sequence[EncodedEvent]) -> Sequence[Any]:
+    def _append_rows(self, conn: Connection, events: Sequence[EncodedEvent]) -> Sequence[_Placed]:
         if not self._postgresql:
             count = sorted(Counter(e.stream for e in events).items())
-            return self._append.all(conn, {"counts": orjson.dumps(count).decode()})
+            rows = self._append.all(conn, {"counts": orjson.dumps(count).decode()})
+            return [_Placed._make((*row, len(events))) for row in rows]
         if len(events) == 1:
             # half the time of the general statement, and what most transactions need
             e = events[0]
@@ -314,281 +303,8 @@ class Log:
         return {name: found.get(name, NOT_YET) for name in streams}
 
 
-class _Prepared:
-    """A statement compiled once and run with the driver's own parameters.
-
-    Half the time of ``conn.execute`` goes into what never changes between two calls.
-    """
-
-    def __init__(self, statement: Executable, dialect: Dialect) -> None:
-        self._statement = statement
-        self._dialect = dialect
-        self._sql = ""
-        self._order: tuple[str, ...] | None = None
-
-    def _arguments(self, values: dict[str, Any]) -> Any:
-        return tuple([values[name] for name in self._order]) if self._order else values
-
-    def _ready(self) -> str:
-        if not self._sql:
-            statement: Any = self._statement
-            compiled: SQLCompiler = statement.compile(dialect=self._dialect)
-            if compiled.positional:
-                self._order = tuple(compiled.positiontup or ())
-            self._sql = str(compiled)
-        return self._sql
-
-    def all(self, conn: Connection, values: dict[str, Any]) -> Sequence[Any]:
-        sql = self._ready()
-        return conn.exec_driver_sql(sql, self._arguments(values)).all()
-
-    def many(self, conn: Connection, rows: list[dict[str, Any]]) -> None:
-        sql = self._ready()
-        conn.exec_driver_sql(sql, [self._arguments(row) for row in rows])
-
-
 @functools.lru_cache(maxsize=65_536)
 def epoch_of(incarnation: str, cluster: str, timeline: str, stream_id: int) -> str:
     """The epoch of a stream: changes whenever its offsets could be used again (DESIGN §6)."""
     text = f"{incarnation}|{cluster}|{timeline}|{stream_id}".encode()
     return hashlib.blake2b(text, digest_size=8).hexdigest()
-
-
-def _cluster() -> Any:
-    """The cluster's identity, which a copy made by ``initdb`` and a restore has another of."""
-    return select(func.pg_control_system().table_valued("system_identifier").c.system_identifier)
-
-
-def _constant(text: str) -> Any:
-    """A constant of ours as SQL text, so that it is no parameter of every call."""
-    return literal_column("'" + text + "'", Text)
-
-
-def _setting(name: str) -> Any:
-    return func.current_setting(_constant(name), type_=Text)
-
-
-def _lineage(*, postgresql: bool) -> Any:
-    """The timeline, which grows when a replica is promoted. Only a primary can be asked."""
-    if not postgresql:
-        return _constant("")
-    walfile = func.pg_walfile_name(func.pg_current_wal_lsn(), type_=Text)
-    return func.left(walfile, literal_column("8"), type_=Text)
-
-
-def _time(column: Any, *, postgresql: bool) -> Any:
-    if not postgresql:
-        return column
-    return func.to_char(
-        func.timezone(_constant("UTC"), column), _constant('YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
-    )
-
-
-def _durable() -> Any:
-    """Raises ``synchronous_commit`` to ``on`` for the transaction, where it is weaker."""
-    weaker = (
-        _setting("synchronous_commit") == _constant(value)
-        for value in ("off", "local", "remote_write")
-    )
-    raised = func.set_config(_constant("synchronous_commit"), _constant("on"), true())
-    return case((or_(*weaker), raised), else_=_constant("")).label("durable")
-
-
-def _read_committed() -> Any:
-    """False above READ COMMITTED, where nothing must be locked or written."""
-    return or_(
-        _setting("transaction_isolation") == _constant("read committed"),
-        _setting("transaction_isolation") == _constant("read uncommitted"),
-    )
-
-
-def _placed_postgresql(tables: Tables, heads: Any, written: Any) -> Any:
-    """A row a stream, as one text: the driver describes and converts one column, not eight."""
-    installation = tables.installation
-    return select(
-        func.concat_ws(
-            _constant(_SEPARATOR),
-            heads.c.id,
-            heads.c.name,
-            heads.c.head,
-            installation.c.incarnation,
-            _lineage(postgresql=True),
-            _time(func.statement_timestamp(), postgresql=True),
-            select(func.count()).select_from(written).scalar_subquery(),
-            _durable(),
-        )
-    ).select_from(heads.join(installation, installation.c.id == literal_column("1")))
-
-
-def _append_one_postgresql(tables: Tables) -> Any:
-    """One event to one stream: what `_append_postgresql` does, in half the time."""
-    streams, events = tables.streams, tables.events
-    new: Any = select(
-        bindparam("name", type_=Text), literal_column("1"), literal_column("1")
-    ).where(_read_committed())
-    upsert = postgresql.insert(streams).from_select(["name", "head", "tail"], new)
-    heads = (
-        upsert.on_conflict_do_update(
-            index_elements=[streams.c.name], set_={"head": streams.c.head + literal_column("1")}
-        )
-        .returning(streams.c.id, streams.c.name, streams.c.head)
-        .cte("heads")
-    )
-    columns = ("event_id", "type", "data", "operation", "actor", "trace_parent")
-    row = select(
-        heads.c.id,
-        heads.c.head,
-        *(bindparam(name, type_=Text) for name in columns),
-        func.statement_timestamp(),
-    )
-    written = (
-        events.insert()
-        .from_select(["stream_id", "offset", *columns, "created_at"], row)
-        .returning(events.c.offset)
-        .cte("written")
-    )
-    return _placed_postgresql(tables, heads, written)
-
-
-def _append_postgresql(tables: Tables) -> Any:
-    streams, events = tables.streams, tables.events
-
-    def array(name: str) -> Any:
-        return bindparam(name, type_=ARRAY(Text))
-
-    columns = ("name", "event_id", "type", "data", "operation", "actor", "trace_parent")
-    unnested = (
-        func.unnest(
-            array("names"),
-            array("ids"),
-            array("types"),
-            array("datas"),
-            array("operations"),
-            array("actors"),
-            array("traces"),
-        )
-        .table_valued(*columns, with_ordinality="place")
-        .render_derived(name="unnested")
-    )
-    given = (
-        select(*unnested.c)
-        # Above READ COMMITTED nothing is locked or written, and no row comes back.
-        .where(_read_committed())
-        .cte("given")
-    )
-    counted = (
-        select(given.c.name, func.count().label("n"), literal_column("1", BigInteger).label("tail"))
-        .group_by(given.c.name)
-        .order_by(collate(given.c.name, "C"))
-    )
-    upsert = postgresql.insert(streams).from_select(["name", "head", "tail"], counted)
-    heads = (
-        upsert.on_conflict_do_update(
-            index_elements=[streams.c.name],
-            set_={"head": streams.c.head + upsert.excluded.head},
-        )
-        .returning(streams.c.id, streams.c.name, streams.c.head)
-        .cte("heads")
-    )
-    numbered = select(
-        *given.c,
-        func.count().over(partition_by=given.c.name).label("n"),
-        func.row_number().over(partition_by=given.c.name, order_by=given.c.place).label("nth"),
-    ).subquery("numbered")
-    rows = select(
-        heads.c.id,
-        heads.c.head - numbered.c.n + numbered.c.nth,
-        *(numbered.c[name] for name in columns[1:]),
-        func.statement_timestamp(),
-    ).select_from(numbered.join(heads, heads.c.name == numbered.c.name))
-    written = (
-        events.insert()
-        .from_select(
-            ["stream_id", "offset", *columns[1:], "created_at"],
-            rows,
-        )
-        .returning(events.c.offset)
-        .cte("written")
-    )
-    return _placed_postgresql(tables, heads, written)
-
-
-def _upsert_sqlite(tables: Tables) -> Any:
-    streams, installation = tables.streams, tables.installation
-    counts = func.json_each(bindparam("counts", type_=Text)).table_valued("value")
-    counted = select(
-        func.json_extract(counts.c.value, _constant("$[0]")),
-        func.json_extract(counts.c.value, _constant("$[1]")),
-        literal_column("1"),
-    ).where(true())
-    upsert = sqlite.insert(streams).from_select(["name", "head", "tail"], counted)
-    incarnation = (
-        select(installation.c.incarnation)
-        .where(installation.c.id == literal_column("1"))
-        .scalar_subquery()
-    )
-    return upsert.on_conflict_do_update(
-        index_elements=[streams.c.name],
-        set_={"head": streams.c.head + upsert.excluded.head},
-    ).returning(
-        streams.c.id,
-        streams.c.name,
-        streams.c.head,
-        incarnation.label("incarnation"),
-        _lineage(postgresql=False).label("lineage"),
-        func.strftime(_constant("%Y-%m-%dT%H:%M:%fZ"), _constant("now")).label("time"),
-    )
-
-
-def _page(tables: Tables, *, postgresql: bool) -> Any:
-    streams, events, installation = tables.streams, tables.events, tables.installation
-    after = bindparam("after", type_=BigInteger)
-    # Offsets are contiguous, so a range of them is a page; no LIMIT, no LATERAL.
-    wanted = and_(
-        events.c.stream_id == streams.c.id,
-        events.c.offset > after,
-        events.c.offset <= after + bindparam("limit", type_=BigInteger),
-    )
-    return (
-        select(
-            installation.c.incarnation,
-            _lineage(postgresql=postgresql).label("lineage"),
-            streams.c.id,
-            streams.c.head,
-            streams.c.tail,
-            events.c.offset,
-            events.c.event_id,
-            events.c.type,
-            events.c.data,
-            events.c.actor,
-            events.c.operation,
-            _time(events.c.created_at, postgresql=postgresql).label("time"),
-        )
-        .select_from(
-            installation.outerjoin(streams, streams.c.name == bindparam("name")).outerjoin(
-                events, wanted
-            )
-        )
-        .where(installation.c.id == literal_column("1"))
-        .order_by(events.c.offset)
-    )
-
-
-def _heads(tables: Tables, *, postgresql: bool) -> Any:
-    streams, installation = tables.streams, tables.installation
-    return (
-        select(
-            installation.c.incarnation,
-            _lineage(postgresql=postgresql).label("lineage"),
-            streams.c.id,
-            streams.c.name,
-            streams.c.head,
-            streams.c.tail,
-        )
-        .select_from(
-            installation.outerjoin(
-                streams, streams.c.name.in_(bindparam("names", expanding=True, type_=String))
-            )
-        )
-        .where(installation.c.id == literal_column("1"))
-    )

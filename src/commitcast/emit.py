@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from sqlalchemy import event as sa_event
 from sqlalchemy import exc as sa_exc
-from sqlalchemy.engine import Connection, Engine, RootTransaction
+from sqlalchemy.engine import Connection, Engine, RootTransaction, TwoPhaseTransaction
 from sqlalchemy.orm import Session, SessionTransaction
 
 from commitcast.errors import (
@@ -209,7 +209,7 @@ def emit(
     labels = {
         "actor": check_label("actor", actor),
         "operation": check_label("operation", operation),
-        "trace_parent": trace_parent,
+        "trace_parent": check_label("trace_parent", trace_parent, longest=55),
     }
     place = _sync(target)
     if isinstance(place, Session):
@@ -348,9 +348,13 @@ def _make(
     event: object,
     labels: dict[str, str | None],
 ) -> _Emit:
-    level = str(bind.get_execution_options().get("isolation_level", "")).replace("_", " ").upper()
-    _refuse_level(level, row_locks=bind.dialect.name != "sqlite")
-    if attachment is not None and isinstance(bind, Connection) and not bind.invalidated:
+    _refuse_level(_level_option(bind), row_locks=bind.dialect.name != "sqlite")
+    if (
+        attachment is not None
+        and isinstance(bind, Connection)
+        and bind.in_transaction()
+        and not bind.invalidated
+    ):
         _refuse_level(attachment.log.autocommit_level(bind), row_locks=False)
     order = next(_order)
     if callable(event) and not isinstance(event, type):
@@ -358,6 +362,11 @@ def _make(
     max_bytes = DEFAULT_MAX_EVENT_BYTES if attachment is None else attachment.max_event_bytes
     encoded = encode(stream, event, max_bytes=max_bytes, **labels)
     return _Emit(order, order, (), stream, encoded, None, labels)
+
+
+def _level_option(bind: Engine | Connection) -> str:
+    level = bind.get_execution_options().get("isolation_level", "")
+    return str(level).replace("_", " ").upper()
 
 
 def _refuse_level(level: str, *, row_locks: bool) -> None:
@@ -387,6 +396,11 @@ def _root(conn: Connection) -> RootTransaction:
     root = conn.get_transaction()
     if not isinstance(root, RootTransaction):
         raise NoTransaction("the connection has no transaction; begin one before emit")
+    if isinstance(root, TwoPhaseTransaction):
+        raise TwoPhaseRefused(
+            "the connection is in a two-phase transaction, whose outcome may be decided elsewhere; "
+            "emit in a transaction with a plain commit"
+        )
     return root
 
 
@@ -536,6 +550,7 @@ def _commit(conn: Connection) -> None:
     try:
         attachment = _attachment(conn)
         log = attachment.log
+        _refuse_level(_level_option(conn), row_locks=conn.dialect.name != "sqlite")
         _refuse_level(log.autocommit_level(conn), row_locks=False)
         buffer.emits.sort(key=lambda e: e.order)
         encoded = [e.resolved(attachment.max_event_bytes) for e in buffer.emits]
@@ -562,22 +577,11 @@ def _end(conn: Connection) -> None:
         conn.invalidate()
 
 
-def _prepare_twophase(conn: Connection, _xid: object) -> None:
-    root = conn.get_transaction()
-    buffer = _buffers.pop(root, None) if isinstance(root, RootTransaction) else None
-    if buffer is not None and buffer.emits:
-        raise TwoPhaseRefused(
-            "the transaction is to be prepared, and its outcome decided elsewhere; emit in a "
-            "transaction with a plain commit"
-        )
-
-
 _ENGINE_LISTENERS: Final = (
     ("commit", _commit),
     ("rollback", _rollback),
     ("savepoint", _savepoint),
     ("rollback_savepoint", _rollback_savepoint),
-    ("prepare_twophase", _prepare_twophase),
 )
 _SESSION_LISTENERS: Final = (
     ("after_begin", _after_begin),

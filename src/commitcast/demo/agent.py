@@ -134,4 +134,3 @@ async def ask(
         if run.result is None:
             raise RuntimeError("the model ended without an answer")
         return run.result.output
-

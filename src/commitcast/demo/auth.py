@@ -64,7 +64,9 @@ def issue(session: AsyncSession, user_id: str, kind: str) -> str:
     """A new token of that kind, stored by its digest; returned once."""
     token = secrets.token_urlsafe(32)
     session.add(
-        Session(digest=_digest(token), kind=kind, user_id=user_id, expires_at=now() + _LIFETIMES[kind])
+        Session(
+            digest=_digest(token), kind=kind, user_id=user_id, expires_at=now() + _LIFETIMES[kind]
+        )
     )
     return token
 

@@ -28,6 +28,8 @@ class Column(BaseModel):
     """A flag is a text column of "yes" and "no"."""
     title: str = "name"
     unit: str = ""
+    preposition: str = ""
+    """How a value of it is said of a row: "in Europe"; else "with continent Europe"."""
     scale: float = 1
     """A number a person writes out in full ("500 million km") is divided by this."""
     additive: bool = False

@@ -55,7 +55,7 @@ def demo(
     database_url: Annotated[
         str, typer.Option(help="SQLite or PostgreSQL; tables are created.")
     ] = _DEFAULT_URL,
-    no_browser: Annotated[bool, typer.Option("--no-browser", help="Open no browser.")] = False,  # noqa: FBT002
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Open no browser.")] = False,
     model: Annotated[
         str, typer.Option(help="'local' (offline), or any pydantic-ai model such as 'openai:…'.")
     ] = "local",
@@ -92,13 +92,16 @@ def demo(
     asyncio.run(_serve(uvicorn.Server(config), listener, address, open_browser=not no_browser))
 
 
-async def _serve(server: object, listener: socket.socket, address: str, *, open_browser: bool) -> None:
+async def _serve(
+    server: object, listener: socket.socket, address: str, *, open_browser: bool
+) -> None:
     import uvicorn
 
     if not isinstance(server, uvicorn.Server):
         raise TypeError(server)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    while not server.started and not serving.done():
+    # uvicorn offers no signal for this
+    while not server.started and not serving.done():  # noqa: ASYNC110
         await asyncio.sleep(0.02)
     if server.started:
         print(f"Commitcast demo: {address}  (Ctrl+C stops it)", flush=True)  # noqa: T201

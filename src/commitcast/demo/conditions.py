@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _EARLIEST_YEAR, _LATEST_YEAR = 1000, 2100
 
 
-class NotUnderstood(Exception):  # noqa: N818  (it is an answer, not a fault)
+class NotUnderstood(Exception):
     """The question cannot be answered; the message says why, in words for its author."""
 
 
@@ -96,7 +96,7 @@ def _scaled(column: Column, number: float) -> float:
 
 
 def _read_comparatives(reading: Reading) -> None:
-    """ "larger than France", "more people than Germany", "heavier than 100 u"."""
+    """Such as "larger than France", "more people than Germany", "heavier than 100 u"."""
     place = 0
     while place < len(reading.items):
         item = reading.items[place]
@@ -150,7 +150,7 @@ def _named_before(reading: Reading, place: int) -> Column | None:
 
 
 def _read_comparisons(reading: Reading) -> None:
-    """ "more than 100 million people", "population over 5 million", "between 2 and 5 moons"."""
+    """Such as "more than 100 million people", "population over 5 million", "between 2 and 5 moons"."""
     last: Column | None = None
     named: list[int] = []
     place = 0
@@ -166,7 +166,9 @@ def _read_comparisons(reading: Reading) -> None:
             raise NotUnderstood("I understand a comparison only with a number behind it.")
         end = place + (4 if between else 2)
         if isinstance(reading.at(end), TableItem) and _category_place(reading) is not None:
-            operator = cast("Operator", "between" if between else cast("CompareItem", item).operator)
+            operator = cast(
+                "Operator", "between" if between else cast("CompareItem", item).operator
+            )
             reading.having = Condition("", operator, (first,))
             del reading.items[place:end]
             continue
@@ -218,7 +220,7 @@ def _some_numeric(table: Table) -> str:
 
 
 def _read_equal_numbers(reading: Reading) -> None:
-    """ "with 2 moons", "atomic number 79", "discovered in 1898", "no moons", "with rings"."""
+    """Such as "with 2 moons", "atomic number 79", "discovered in 1898", "no moons", "with rings"."""
     place = 0
     while place < len(reading.items):
         spans = _equal_at(reading, place)
@@ -257,7 +259,7 @@ def _names_a_row(reading: Reading) -> bool:
 
 
 def _read_values(reading: Reading) -> None:
-    """ "in Europe", "not in Asia or Africa", "starting with Z"."""
+    """Such as "in Europe", "not in Asia or Africa", "starting with Z"."""
     found: dict[tuple[str, bool], list[str]] = {}
     rest: list[Item] = []
     negated_column: str | None = None

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _LONGEST_ANSWER = 8_000
 
 
-class RunEnded(Exception):  # noqa: N818  (says a state, not a fault)
+class RunEnded(Exception):
     """The run is no longer ours to write: it was settled by someone else."""
 
 
@@ -35,7 +35,10 @@ def emit_about(session: AsyncSession, run: Run, kind: str, data: dict[str, Any])
 async def move(session: AsyncSession, run: Run, before: tuple[str, ...], **values: Any) -> None:
     """Change a run that is in one of the states `before`; raises RunEnded when it is not."""
     changed = await session.scalar(
-        update(Run).where(Run.id == run.id, Run.state.in_(before)).values(**values).returning(Run.id)
+        update(Run)
+        .where(Run.id == run.id, Run.state.in_(before))
+        .values(**values)
+        .returning(Run.id)
     )
     if changed is None:
         raise RunEnded(run.id)
@@ -91,7 +94,10 @@ class RunJournal:
 
     async def completed(self, answer: str) -> None:
         """The answer: its message, the run's end and both events in one commit."""
-        text = answer.replace("\x00", "")[:_LONGEST_ANSWER].strip() or "(The agent had nothing to say.)"
+        text = (
+            answer.replace("\x00", "")[:_LONGEST_ANSWER].strip()
+            or "(The agent had nothing to say.)"
+        )
         async with self._database.writing() as session:
             await move(session, self._run, (RUNNING,), state=COMPLETED, finished_at=now())
             message = await add_message(session, self._run, author=None, text=text)

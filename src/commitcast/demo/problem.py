@@ -20,7 +20,7 @@ MAX_BODY_BYTES = 64 * 1024
 Body = TypeVar("Body", bound=BaseModel)
 
 
-class Problem(Exception):  # noqa: N818  (RFC 9457's word)
+class Problem(Exception):
     """A request that is refused."""
 
     def __init__(

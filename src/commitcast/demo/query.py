@@ -51,7 +51,7 @@ MEASURE = "result"
 
 def write_sql(query: Query, table: Table) -> str:
     """The SELECT for a query, over the tables of the catalog."""
-    clauses = [f"SELECT {_shown(query, table)}", f"FROM {query.table}"]  # noqa: S608  (run read-only)
+    clauses = [f"SELECT {_shown(query, table)}", f"FROM {query.table}"]
     where = [_condition(condition, table) for condition in query.conditions]
     if query.shape in ("rank", "best_of_group", "number") and query.columns:
         where.append(f"{query.measured} IS NOT NULL")
@@ -60,7 +60,9 @@ def write_sql(query: Query, table: Table) -> str:
     if query.group is not None:
         clauses.append(f"GROUP BY {query.group}")
     if query.having is not None:
-        clauses.append(f"HAVING count(*) {query.having.operator} {_literal(query.having.values[0])}")
+        clauses.append(
+            f"HAVING count(*) {query.having.operator} {_literal(query.having.values[0])}"
+        )
     clauses.extend(_order(query, table))
     return "\n".join(clauses)
 

@@ -21,8 +21,8 @@ from commitcast.demo.words import (
     NumberItem,
     OrdinalItem,
     TableItem,
-    Unknown,
     UnitItem,
+    Unknown,
     ValueItem,
     WordItem,
     items_of,
@@ -127,7 +127,7 @@ class _Shape:
                 found.setdefault(column.name, column)
         return list(found.values())
 
-    def query(self) -> Query:
+    def query(self) -> Query:  # noqa: PLR0911  (one return for each kind of question)
         """The query, or NotUnderstood."""
         self._refuse_leftovers()
         if self.degrees or "top" in self.words:
@@ -142,7 +142,9 @@ class _Shape:
         if group is not None:
             return self._grouped(group, None)
         if "by" in self.words and self.numeric:
-            return self._rank(self.numeric[0], most="ascending" not in self.words, limit=_SORTED_LIMIT)
+            return self._rank(
+                self.numeric[0], most="ascending" not in self.words, limit=_SORTED_LIMIT
+            )
         return self._listed()
 
     def _refuse_leftovers(self) -> None:

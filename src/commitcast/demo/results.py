@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from commitcast.demo.catalog import Cell
+from commitcast.demo.catalog import Cell  # noqa: TC001  (pydantic reads it)
 
 
 class QueryRows(BaseModel):

@@ -44,7 +44,7 @@ def number_text(value: Cell, column: Column | None = None) -> str:
     return f"{text} {column.unit}" if column is not None and column.unit else text
 
 
-def answer(
+def answer(  # noqa: PLR0911  (one return for each shape of query)
     query: Query, table: Table, rows: Sequence[Sequence[Cell]], *, truncated: bool
 ) -> str:
     """The answer to a question, from what its query found."""
@@ -55,7 +55,11 @@ def answer(
     asked = _asked_whether(query, table)
     if asked is not None:
         name, condition = asked
-        return f"Yes: {name} fulfils it ({condition})." if rows else f"No: {name} does not ({condition})."
+        return (
+            f"Yes: {name} fulfils it ({condition})."
+            if rows
+            else f"No: {name} does not ({condition})."
+        )
     if not rows:
         return f"No {table.singular}{_where(query, table)}."
     if query.shape == "lookup":
@@ -79,9 +83,16 @@ def _asked_whether(query: Query, table: Table) -> tuple[str, str] | None:
 
 
 def _where(query: Query, table: Table) -> str:
-    if not query.conditions:
-        return ""
-    return " with " + " and ".join(_condition(one, table) for one in query.conditions)
+    placed, other = [], []
+    for one in query.conditions:
+        column = table.column(one.column)
+        if column.preposition and one.operator in ("=", "in", "!=", "not in"):
+            negated = "not " if one.operator.startswith(("!", "n")) else ""
+            values = " or ".join(str(value) for value in one.values)
+            placed.append(f" {negated}{column.preposition} {values}")
+        else:
+            other.append(_condition(one, table))
+    return "".join(placed) + (" with " + " and ".join(other) if other else "")
 
 
 def _condition(condition: Condition, table: Table) -> str:
@@ -152,7 +163,9 @@ def _best_of_group(query: Query, table: Table, rows: Sequence[Sequence[Cell]]) -
     degree = "highest" if query.descending else "lowest"
     lines = [f"• {row[0]}: {row[1]}, {number_text(row[2], column)}" for row in rows]
     group = table.column(query.group or table.label).title
-    return f"The {table.singular} with the {degree} {column.title} by {group}:\n" + _shortened(lines)
+    return f"The {table.singular} with the {degree} {column.title} by {group}:\n" + _shortened(
+        lines
+    )
 
 
 def _ranked(query: Query, table: Table, rows: Sequence[Sequence[Cell]]) -> str:
@@ -182,9 +195,7 @@ def _ordinal(place: int) -> str:
     return f"{place}" + {1: "st", 2: "nd", 3: "rd"}.get(place, "th")
 
 
-def _listed(
-    query: Query, table: Table, rows: Sequence[Sequence[Cell]], *, truncated: bool
-) -> str:
+def _listed(query: Query, table: Table, rows: Sequence[Sequence[Cell]], *, truncated: bool) -> str:
     names = [name for name in dict.fromkeys((table.label, *query.columns)) if name != table.label]
     lines = []
     for row in rows:

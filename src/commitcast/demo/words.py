@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from commitcast.demo.catalog import Catalog, Column, Table
 
 
 @dataclass(frozen=True)
 class TableItem:
-    """ "countries": the rows of a table."""
+    """Such as "countries": the rows of a table."""
 
     table: str
     plural: bool = False
@@ -26,7 +27,7 @@ class TableItem:
 
 @dataclass(frozen=True)
 class ColumnItem:
-    """ "population": a column, in each table that has one of that name."""
+    """Such as "population": a column, in each table that has one of that name."""
 
     columns: dict[str, str]
     """Table name to column name."""
@@ -34,7 +35,7 @@ class ColumnItem:
 
 @dataclass(frozen=True)
 class ValueItem:
-    """ "Europe": a value that text columns hold."""
+    """Such as "Europe": a value that text columns hold."""
 
     places: tuple[tuple[str, str, str], ...]
     """(table, column, value)."""
@@ -48,7 +49,7 @@ class ValueItem:
 
 @dataclass(frozen=True)
 class DegreeItem:
-    """ "largest", "most", "larger": the upper or lower end of a column."""
+    """Such as "largest", "most", "larger": the upper or lower end of a column."""
 
     most: bool
     columns: dict[str, str]
@@ -58,14 +59,14 @@ class DegreeItem:
 
 @dataclass(frozen=True)
 class FunctionItem:
-    """ "average", "total": what to make of a column."""
+    """Such as "average", "total": what to make of a column."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class CompareItem:
-    """ "more than", "before", "="."""
+    """Such as "more than", "before", "="."""
 
     operator: str
 
@@ -79,21 +80,21 @@ class NumberItem:
 
 @dataclass(frozen=True)
 class OrdinalItem:
-    """ "second" in "the second largest"."""
+    """Such as "second" in "the second largest"."""
 
     place: int
 
 
 @dataclass(frozen=True)
 class UnitItem:
-    """ "km²": the unit of some columns."""
+    """Such as "km²": the unit of some columns."""
 
     columns: dict[str, str]
 
 
 @dataclass(frozen=True)
 class AffixItem:
-    """ "starting with Z": a part of a name."""
+    """Such as "starting with Z": a part of a name."""
 
     pattern: str
 
@@ -128,13 +129,14 @@ Item = (
 )
 
 _FILLERS = frozenset(
+    # one text, because a list of a hundred quoted words is harder to read and to change
     """a about all also am an any are as at be been being called can chemical compare could describe
     did do does ever exist exists find for from get give had has have having hello hey hi high how
     i in info information inside is it its know let like list live lives living located long look
     low me much my name named names of off on one ones or our out please rank say show solar some
     sun system tell thank thanks that the their them then there these they this those to up us use
     used uses using want was we were what what's when which whose with within world would yes you
-    your""".split()
+    your""".split()  # noqa: SIM905
 )
 
 _PHRASES: dict[str, Item] = {
@@ -207,11 +209,48 @@ _PHRASES: dict[str, Item] = {
 }
 
 _DEGREES = {
-    True: "most highest greatest maximum max strongest longest more higher longer".split(),
-    False: "least lowest fewest minimum min weakest shortest less lower fewer shorter".split(),
+    True: [
+        "most",
+        "highest",
+        "greatest",
+        "maximum",
+        "max",
+        "strongest",
+        "longest",
+        "more",
+        "higher",
+        "longer",
+    ],
+    False: [
+        "least",
+        "lowest",
+        "fewest",
+        "minimum",
+        "min",
+        "weakest",
+        "shortest",
+        "less",
+        "lower",
+        "fewer",
+        "shorter",
+    ],
 }
-_ORDINALS = "second third fourth fifth sixth seventh eighth ninth tenth".split()
-_SMALL = "zero one two three four five six seven eight nine ten eleven twelve".split()
+_ORDINALS = ["second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"]
+_SMALL = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+]
 _SCALES = {
     "hundred": 1e2, "thousand": 1e3, "k": 1e3, "million": 1e6, "m": 1e6, "mn": 1e6,
     "billion": 1e9, "bn": 1e9, "trillion": 1e12,
@@ -224,12 +263,15 @@ _AFFIXES = {
 }  # fmt: skip
 _AFFIX_FILLERS = frozenset({"the", "letter", "letters", "a", "word"})
 
+_SHORTEST_PLURAL = 4
+"""Letters: "gas" and "is" are no plurals."""
+
 _TOKEN = re.compile(
     r"(?P<number>(?<!\w)-?\d[\d,]*(?:\.\d+)?(?=[kmb]?n?\b|\D|$))"
-    r"|(?P<word>[^\W\d_](?:[\w]|['’ʻ./\-](?=\w))*[²³]?)"
-    r"|(?P<sign><=|>=|[<>=])|(?P<other>[^\s.,;:?!\"'()\[\]’“”])"
+    r"|(?P<word>[^\W\d_](?:[\w]|['’ʻ./\-](?=\w))*[²³]?)"  # noqa: RUF001
+    r"|(?P<sign><=|>=|[<>=])|(?P<other>[^\s.,;:?!\"'()\[\]’“”])"  # noqa: RUF001
 )
-_NOT_A_WORD_END = ("'s", "’s")
+_NOT_A_WORD_END = ("'s", "’s")  # noqa: RUF001
 
 
 @dataclass(frozen=True)
@@ -243,7 +285,7 @@ class Token:
 
 def fold(text: str) -> str:
     """Lower case, without accents and with one kind of apostrophe."""
-    plain = unicodedata.normalize("NFKD", text.replace("²", "2").replace("’", "'")).casefold()
+    plain = unicodedata.normalize("NFKD", text.replace("²", "2").replace("’", "'")).casefold()  # noqa: RUF001
     return "".join(char for char in plain if not unicodedata.combining(char))
 
 
@@ -252,11 +294,15 @@ def stem(word: str) -> str:
     folded = fold(word)
     for ending in _NOT_A_WORD_END:
         folded = folded.removesuffix(ending)
-    if folded.endswith("ies") and len(folded) > 4:
+    if folded.endswith("ies") and len(folded) > _SHORTEST_PLURAL:
         return folded[:-3] + "y"
     if folded.endswith(("ses", "xes", "ches")):
         return folded[:-2]
-    if folded.endswith("s") and not folded.endswith(("ss", "us", "is")) and len(folded) > 3:
+    if (
+        folded.endswith("s")
+        and not folded.endswith(("ss", "us", "is"))
+        and len(folded) >= _SHORTEST_PLURAL
+    ):
         return folded[:-1]
     return folded
 
@@ -314,7 +360,7 @@ class Lexicon:
 
     def known_words(self) -> set[str]:
         """Every single word it knows, for suggestions."""
-        return {word for phrase in self.phrases for word in phrase if len(word) > 3}
+        return {word for phrase in self.phrases for word in phrase if len(word) >= _SHORTEST_PLURAL}
 
 
 def _add_column(lexicon: Lexicon, table: Table, column: Column) -> None:
@@ -395,7 +441,11 @@ def _number_at(tokens: list[Token], at: int) -> tuple[int, Item] | None:
     following = fold(tokens[at + 1].text) if at + 1 < len(tokens) else ""
     value = token.number
     folded = fold(token.text)
-    if value is None and folded in ("a", "one") and following in ("hundred", "thousand", "million", "billion"):
+    if (
+        value is None
+        and folded in ("a", "one")
+        and following in ("hundred", "thousand", "million", "billion")
+    ):
         value = 1
     elif value is None and folded in _SMALL and folded != "one":
         value = _SMALL.index(folded)

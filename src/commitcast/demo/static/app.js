@@ -290,6 +290,7 @@ $("cancel-thread").onclick = () => $("make-thread").close();
 $("sign-out").onclick = signOut;
 $("menu").onclick = () => $("chat").classList.toggle("menu-open");
 $("log").addEventListener("click", () => $("chat").classList.remove("menu-open"));
+$("hide-wire").onclick = () => $("show-wire").click();
 $("show-wire").onclick = () => {
   const shown = $("wire").hidden;
   $("wire").hidden = !shown;

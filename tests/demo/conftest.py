@@ -1,0 +1,140 @@
+"""The demo's app behind a real server, on SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+import uvicorn
+
+from commitcast.demo.app import create_app
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+@dataclass
+class Stream:
+    """An open SSE stream."""
+
+    lines: AsyncIterator[str]
+
+    async def next(self) -> tuple[str, dict[str, Any]]:
+        """The name (empty for committed events) and data of the next message."""
+        name = ""
+        async for line in self.lines:
+            if line.startswith("event: "):
+                name = line.removeprefix("event: ")
+            elif line.startswith("data: "):
+                return name, json.loads(line.removeprefix("data: "))
+        raise EOFError
+
+    async def until(self, kind: str) -> list[dict[str, Any]]:
+        """All events up to one of that type, with it."""
+        found = []
+        async with asyncio.timeout(30):
+            while True:
+                name, frame = await self.next()
+                assert name == "", f"the position was lost: {name} {frame}"
+                found.append(frame)
+                if frame["type"] == kind:
+                    return found
+
+
+class Client:
+    """Someone who speaks HTTP to the demo."""
+
+    def __init__(self, address: str) -> None:
+        self.http = httpx.AsyncClient(base_url=address, timeout=30)
+        self.user_id = ""
+
+    async def login(self, name: str) -> Client:
+        answer = await self.http.post("/api/login", json={"name": name})
+        assert answer.status_code == 200
+        self.user_id = answer.json()["user_id"]
+        self.http.headers["Authorization"] = f"Bearer {answer.json()['token']}"
+        return self
+
+    async def make_thread(self, title: str, *members: str) -> str:
+        answer = await self.http.post(
+            "/api/threads", json={"title": title, "members": list(members)}
+        )
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["id"])
+
+    async def ask(self, thread: str, text: str) -> dict[str, str]:
+        answer = await self.http.post(f"/api/threads/{thread}/messages", json={"text": text})
+        assert answer.status_code == 202, answer.text
+        accepted: dict[str, str] = answer.json()
+        return accepted
+
+    async def messages(self, thread: str) -> list[dict[str, Any]]:
+        return list((await self.http.get(f"/api/threads/{thread}/messages")).json())
+
+    async def runs(self, thread: str) -> list[dict[str, Any]]:
+        return list((await self.http.get(f"/api/threads/{thread}/runs")).json())
+
+    @asynccontextmanager
+    async def stream(self, name: str, **parameters: str) -> AsyncIterator[Stream]:
+        """An open stream, subscribed."""
+        query = {"stream": name, **parameters}
+        async with self.http.stream("GET", "/realtime/sse", params=query) as answer:
+            assert answer.status_code == 200
+            stream = Stream(answer.aiter_lines())
+            assert (await stream.next())[0] == "commitcast.subscribed"
+            yield stream
+
+
+class Demo:
+    """A served app; `client()` gives a new person."""
+
+    def __init__(self, url: Any) -> None:
+        self.url = url
+        self._clients: list[Client] = []
+        self.address = ""
+
+    @asynccontextmanager
+    async def served(self, **options: Any) -> AsyncIterator[Demo]:
+        app = create_app(self.url, **{"step_delay_ms": 0, **options})
+        config = uvicorn.Config(
+            app, log_level="warning", lifespan="on", timeout_graceful_shutdown=1
+        )
+        server = uvicorn.Server(config)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            serving = asyncio.create_task(server.serve(sockets=[listener]))
+            while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no signal
+                await asyncio.sleep(0.01)
+            try:
+                yield self
+            finally:
+                for client in self._clients:
+                    await client.http.aclose()
+                self._clients.clear()
+                server.should_exit = True
+                await serving
+
+    def anyone(self) -> Client:
+        client = Client(self.address)
+        self._clients.append(client)
+        return client
+
+    async def person(self, name: str) -> Client:
+        return await self.anyone().login(name)
+
+
+@pytest.fixture
+def stopped_demo(database: Any) -> Demo:
+    return Demo(database.url)
+
+
+@pytest.fixture
+async def demo(stopped_demo: Demo) -> AsyncIterator[Demo]:
+    async with stopped_demo.served():
+        yield stopped_demo

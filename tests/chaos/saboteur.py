@@ -6,8 +6,10 @@ from typing import Any
 
 from commitcast import Position, emit
 from commitcast.chaos import server, workload
-from commitcast.chaos.workload import Writer, Written
+from commitcast.chaos.workload import Writer
+from commitcast.chaos.workload import Written as Row
 from commitcast.delivery import Delivery
+from commitcast.log import Written
 from commitcast.subscription import Subscription
 
 buffer: Any = sys.modules["commitcast.emit"]._Buffer
@@ -38,10 +40,13 @@ def skip_the_replay() -> None:
 def hear_no_commit() -> None:
     """G3: nothing but a reader's first read ever looks at the log."""
 
-    async def nothing(*_arguments: object) -> None: ...
+    async def no_poll(self: Delivery) -> None: ...
 
-    Delivery.written = Delivery.committed = lambda _self, _written: None
-    Delivery.poll = nothing
+    def not_heard(self: Delivery, written: Written) -> None: ...
+
+    Delivery.written = not_heard
+    Delivery.committed = not_heard
+    Delivery.poll = no_poll
 
 
 def replay_one_too_many() -> None:
@@ -60,7 +65,7 @@ def emit_after_the_commit() -> None:
     """G3: rows in one transaction, their events in the next; only a kill in between shows it."""
 
     async def two_writes(self: Writer) -> None:
-        rows = [Written(**values) for values in self._values()]
+        rows = [Row(**values) for values in self._values()]
         async with self._session() as session:
             session.add_all(rows)
             await session.commit()

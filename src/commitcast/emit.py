@@ -557,19 +557,24 @@ def _commit(conn: Connection) -> None:
         written = Written(weakref.ref(root), log.append(conn, encoded))
         _written[conn] = written
         attachment.observer.written(written)
-    except Exception:
-        _end(conn)
+    except BaseException as error:
+        _end(conn, error)
         raise
 
 
-def _end(conn: Connection) -> None:
+def _end(conn: Connection, reason: BaseException) -> None:
     """Roll back on the driver's connection what must not be committed.
 
     SQLAlchemy takes a transaction whose COMMIT was tried for over: the caller's ``rollback()``
-    sends nothing, and what comes next on the connection would commit these rows as well.
+    sends nothing, and what comes next on the connection would commit these rows as well. A
+    connection whose work was cancelled is in no known state (asyncpg: a BEGIN that nobody counts,
+    so that the next COMMIT is a RELEASE) and is closed, as SQLAlchemy does it.
     """
     _written.pop(conn, None)
     if conn.invalidated:
+        return
+    if not isinstance(reason, Exception):
+        conn.invalidate(reason)
         return
     try:
         conn.connection.rollback()

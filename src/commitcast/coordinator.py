@@ -153,6 +153,7 @@ class Coordinator:
                     poll_interval_s=self.settings.poll_interval_s,
                     page_events=self.settings.page_events,
                 )
+                await relay.open()
                 delivery.on_events = relay.hint
                 loops.append(relay.run())
             await stack.enter_async_context(_running(loops))

@@ -75,6 +75,10 @@ class Relay:
         """There may be something to deliver."""
         self._hinted.set()
 
+    async def open(self) -> None:
+        """Enter the relay in the database: what is committed from now on is its own."""
+        await self._renew_once()
+
     async def run(self) -> None:
         """Deliver, for ever: drain, then wait for a hint or the poll."""
         renewing = asyncio.create_task(self._renew())
@@ -109,17 +113,20 @@ class Relay:
 
     async def _renew(self) -> None:
         while True:
-            asked = time.monotonic()
             try:
-                if await self._acquire():
-                    if not self._owns():
-                        self._hinted.set()
-                    self._owned_until = asked + self._lease_s * 0.8
-                else:
-                    self._owned_until = 0.0
+                await self._renew_once()
             except Exception as error:  # noqa: BLE001 - drivers raise their own on connect
                 _logger.warning("commitcast: relay lease: %s", type(error).__name__)
             await asyncio.sleep(self._lease_s / 4 * random.uniform(0.9, 1.1))
+
+    async def _renew_once(self) -> None:
+        asked = time.monotonic()
+        if await self._acquire():
+            if not self._owns():
+                self._hinted.set()
+            self._owned_until = asked + self._lease_s * 0.8
+        else:
+            self._owned_until = 0.0
 
     async def _acquire(self) -> bool:
         relays = self._tables.relays
@@ -253,15 +260,17 @@ class Relay:
                 return
             reached = delivered
             failed = False
-            for event in page.events:
-                if not self._owns():
-                    raise _LeaseLost
-                if not await self._hand_over(event):
-                    failed = True
-                    break
-                reached = event.offset
-            if reached > delivered:
-                await self._confirm(stream_id, reached)
+            try:
+                for event in page.events:
+                    if not self._owns():
+                        raise _LeaseLost
+                    if not await self._hand_over(event):
+                        failed = True
+                        break
+                    reached = event.offset
+            finally:
+                if reached > delivered:
+                    await self._confirm_even_if_stopped(stream_id, reached)
             if failed:
                 return
             delivered = reached
@@ -281,6 +290,18 @@ class Relay:
             return False
         self._retry_at.pop(event.stream, None)
         return True
+
+    async def _confirm_even_if_stopped(self, stream_id: int, delivered: int) -> None:
+        """So that a node that stops in good order leaves no repetition to the next."""
+        confirming = asyncio.ensure_future(self._confirm(stream_id, delivered))
+        try:
+            await asyncio.shield(confirming)
+        except asyncio.CancelledError:
+            await asyncio.wait({confirming}, timeout=2)
+            if not confirming.done():
+                confirming.cancel()
+            await asyncio.gather(confirming, return_exceptions=True)
+            raise
 
     async def _confirm(self, stream_id: int, delivered: int) -> None:
         streams, deliveries = self._tables.streams, self._tables.deliveries

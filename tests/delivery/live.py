@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -68,6 +69,7 @@ class Client:
     writer: asyncio.StreamWriter
     status: int
     headers: dict[str, str]
+    user: str | None = None
     last_id: str | None = None
     ended_cleanly: bool = False
     _lines: list[str] = field(default_factory=list)
@@ -82,9 +84,15 @@ class Client:
         user: str | None = "ann",
         method: str = "GET",
         limit: int = 2**20,
+        slow: bool = False,
         headers: dict[str, str] | None = None,
     ) -> Self:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=limit)
+        sock = socket.socket()
+        if slow:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.setblocking(False)  # noqa: FBT003 - the socket's own signature
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
+        reader, writer = await asyncio.open_connection(sock=sock, limit=4096 if slow else limit)
         lines = [f"{method} {path} HTTP/1.1", "Host: here", "Connection: close"]
         if user is not None:
             lines.append(f"Authorization: Bearer {user}")
@@ -94,7 +102,7 @@ class Client:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
         first, *rest = head.strip().split("\r\n")
         found = {n.lower(): v for n, v in (line.split(": ", 1) for line in rest)}
-        return cls(reader, writer, int(first.split()[1]), found)
+        return cls(reader, writer, int(first.split()[1]), found, user)
 
     async def body(self) -> bytes:
         async with asyncio.timeout(PATIENCE_S):

@@ -1,0 +1,201 @@
+"""`deliver=`: a socket layer that a team has is handed each committed event, in order."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from commitcast.settings import Retention
+
+from .live import PATIENCE_S, say
+
+if TYPE_CHECKING:
+    from conftest import Database
+
+    from commitcast import CommittedEvent
+
+pytestmark = pytest.mark.anyio
+
+
+class SocketLayer:
+    """Takes events; refuses those that a test calls poison."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[str, int]] = []
+        self.poison: set[int] = set()
+        self.refused = 0
+        self._changed = asyncio.Event()
+
+    def send(self, event: CommittedEvent) -> None:
+        n = event.data["n"]
+        if n in self.poison:
+            self.refused += 1
+            self._changed.set()
+            raise ConnectionError("no")
+        self.taken.append((event.stream, n))
+        self._changed.set()
+
+    async def send_later(self, event: CommittedEvent) -> None:
+        await asyncio.sleep(0)
+        self.send(event)
+
+    async def until(self, condition: Any) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
+
+    def of(self, stream: str) -> list[int]:
+        return [n for name, n in self.taken if name == stream]
+
+
+@pytest.mark.parametrize("later", [False, True])
+async def test_g3_g4_deliver_is_handed_every_commit_in_the_order_of_its_stream(
+    database: Database, later: bool
+) -> None:
+    engine, layer = database.engine(), SocketLayer()
+    send: Any = layer.send_later if later else layer.send
+    coordinator = database.coordinator(engine, deliver=send, page_events=3)
+    async with coordinator:
+        for n in range(10):
+            await say(engine, f"thread:{n % 2}", n, n + 100)
+        await layer.until(lambda: len(layer.taken) >= 20)
+    for stream in (0, 1):
+        expected = [m for n in range(stream, 10, 2) for m in (n, n + 100)]
+        assert layer.of(f"thread:{stream}") == expected
+
+
+async def test_g3_deliver_is_not_handed_the_past_and_continues_after_a_restart(
+    database: Database,
+) -> None:
+    engine, layer = database.engine(), SocketLayer()
+    before = database.coordinator(engine)
+    await say(engine, "thread:7", -1)
+    before.detach()
+    first = database.coordinator(engine, deliver=layer.send)
+    async with first:
+        await relay_owns(first)
+        await say(engine, "thread:7", 1, 2)
+        await layer.until(lambda: len(layer.taken) >= 2)
+    await say(engine, "thread:7", 3)
+    await say(engine, "thread:new", 4)
+    first.detach()
+    async with database.coordinator(engine, deliver=layer.send):
+        await layer.until(lambda: len(layer.taken) >= 4)
+    assert layer.of("thread:7") == [1, 2, 3]
+    assert layer.of("thread:new") == [4]
+
+
+async def relay_owns(coordinator: Any) -> None:
+    relays = coordinator.tables.relays
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            async with coordinator._reader.connect() as conn:
+                if (await conn.execute(relays.select())).first() is not None:
+                    return
+
+
+async def test_g3_an_event_that_was_refused_is_tried_again_and_holds_up_only_its_stream(
+    database: Database,
+) -> None:
+    engine, layer = database.engine(), SocketLayer()
+    layer.poison = {2}
+    async with database.coordinator(engine, deliver=layer.send, poll_interval_s=0.05):
+        await say(engine, "thread:sick", 1, 2, 3)
+        await say(engine, "thread:well", 4, 5, 6)
+        await layer.until(lambda: layer.refused >= 2 and len(layer.of("thread:well")) == 3)
+        assert layer.of("thread:sick") == [1]
+        layer.poison.clear()
+        await layer.until(lambda: len(layer.of("thread:sick")) == 3)
+    assert layer.of("thread:sick") == [1, 2, 3]
+
+
+async def test_g3_the_relay_survives_a_database_error_in_the_middle_of_a_delivery(
+    database: Database,
+) -> None:
+    engine, layer = database.engine(), SocketLayer()
+    coordinator = database.coordinator(engine, deliver=layer.send, poll_interval_s=0.05)
+    honest, failures = coordinator.log.page, 0
+
+    async def page(*args: Any) -> Any:
+        nonlocal failures
+        failures += 1
+        if failures in {1, 2}:
+            raise ConnectionResetError("the database went away")
+        return await honest(*args)
+
+    coordinator.log.page = page  # type: ignore[method-assign]
+    async with coordinator:
+        await say(engine, "thread:7", 1)
+        await layer.until(lambda: len(layer.taken) >= 1)
+        assert failures >= 3
+
+
+async def test_g5_two_nodes_share_the_work_and_when_the_owner_stops_the_other_goes_on(
+    database: Database,
+) -> None:
+    engines = [database.engine(), database.engine()]
+    layers = [SocketLayer(), SocketLayer()]
+    nodes = [
+        database.coordinator(e, deliver=layer.send, poll_interval_s=0.05, relay_lease_s=0.8)
+        for e, layer in zip(engines, layers, strict=True)
+    ]
+    async with nodes[1]:
+        async with nodes[0]:
+            for n in range(10):
+                await say(engines[n % 2], "thread:7", n)
+            await asyncio.wait(
+                [asyncio.create_task(x.until(lambda x=x: len(x.taken) >= 10)) for x in layers],
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            assert sorted(len(layer.taken) for layer in layers) == [0, 10]
+            owner = 0 if layers[0].taken else 1
+            assert layers[owner].of("thread:7") == list(range(10))
+            if owner == 1:
+                await nodes[1].__aexit__(None, None, None)
+                await say(engines[0], "thread:7", 10, 11)
+                await layers[0].until(lambda: len(layers[0].taken) >= 2)
+        if owner == 0:
+            await say(engines[1], "thread:7", 10, 11)
+            await layers[1].until(lambda: len(layers[1].taken) >= 2)
+    assert layers[1 - owner].of("thread:7") == [10, 11]
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        if "until" in repr(task.get_coro()):
+            task.cancel()
+
+
+async def test_g3_what_was_trimmed_before_it_was_delivered_is_logged_and_delivery_goes_on(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine, layer = database.engine(), SocketLayer()
+    layer.poison = {1}
+    coordinator = database.coordinator(
+        engine,
+        deliver=layer.send,
+        poll_interval_s=0.05,
+        retention=Retention(max_age=timedelta(days=1), max_events_per_stream=2, every_s=0),
+    )
+    async with coordinator:
+        await say(engine, "thread:7", 1, 2, 3, 4, 5)
+        await layer.until(lambda: layer.refused >= 1)
+        await coordinator.trim()
+        await layer.until(lambda: len(layer.taken) >= 2)
+        assert layer.of("thread:7") == [4, 5]
+    assert "events 1 to 3 of thread:7 were trimmed before they were delivered" in caplog.text
+
+
+async def test_g3_a_stream_erased_and_made_again_is_delivered_from_its_beginning(
+    database: Database,
+) -> None:
+    engine, layer = database.engine(), SocketLayer()
+    coordinator = database.coordinator(engine, deliver=layer.send)
+    async with coordinator:
+        await say(engine, "thread:7", 1, 2, 3)
+        await layer.until(lambda: len(layer.taken) >= 3)
+        await coordinator.erase(stream="thread:7")
+        await say(engine, "thread:7", 4, 5)
+        await layer.until(lambda: len(layer.taken) >= 5)
+    assert layer.of("thread:7") == [1, 2, 3, 4, 5]

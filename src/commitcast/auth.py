@@ -44,12 +44,12 @@ class ConnectionRequest:
 
     @cached_property
     def query(self) -> dict[str, list[str]]:
-        """Query parameters, each with all its values."""
-        return parse_qs(
-            self.scope.get("query_string", b"").decode("latin-1"),
-            keep_blank_values=True,
-            max_num_fields=50,
-        )
+        """Query parameters, each with all its values; none if there are more than 50."""
+        text = self.scope.get("query_string", b"").decode("latin-1")
+        try:
+            return parse_qs(text, keep_blank_values=True, max_num_fields=50)
+        except ValueError:
+            return {}
 
     @property
     def bearer(self) -> str | None:

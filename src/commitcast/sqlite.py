@@ -24,7 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from commitcast.errors import CommitcastError
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import Connection, RootTransaction
+    from sqlalchemy.engine import Connection
 
 READ_ONLY_OPTION: Final = "commitcast_read_only"
 _LOOK_EVERY_S: Final = 0.0005
@@ -59,7 +59,10 @@ def configure(engine: Engine | AsyncEngine, *, busy_timeout_s: float = 30.0) -> 
             conn.exec_driver_sql("BEGIN")
             return
         queue.enter(conn)
-        conn.exec_driver_sql("BEGIN IMMEDIATE")
+        try:
+            conn.exec_driver_sql("BEGIN IMMEDIATE")
+        finally:
+            queue.begun(conn)
 
     sa_event.listen(sync, "connect", on_connect)
     sa_event.listen(sync, "begin", on_begin)
@@ -77,32 +80,36 @@ class _WriterQueue:
         self._patience_s = patience_s
         self._guard = threading.Lock()
         self._waiting: deque[object] = deque()
-        self._writer: weakref.ref[RootTransaction] | None = None
+        self._writer: weakref.ref[Connection] | None = None
+        self._beginning = False
 
     def enter(self, conn: Connection) -> None:
         """Wait for this transaction's turn, at most the time given to `configure`."""
-        root = conn.get_transaction()
-        if root is None:  # pragma: no cover - "begin" is fired for a root transaction
-            return
         ticket = object()
         with self._guard:
             self._waiting.append(ticket)
         try:
-            if not self._take(ticket, root):
+            if not self._take(ticket, conn):
                 run_async = getattr(conn.connection.dbapi_connection, "run_async", None)
                 until = time.monotonic() + self._patience_s
                 if run_async is None:
-                    while not self._take(ticket, root) and time.monotonic() < until:
+                    while not self._take(ticket, conn) and time.monotonic() < until:
                         time.sleep(self._pause_s(ticket))
                 else:
-                    run_async(lambda _driver: self._wait(ticket, root, until))
+                    run_async(lambda _driver: self._wait(ticket, conn, until))
         finally:  # cancelled or out of patience
             with self._guard:
                 if ticket in self._waiting:
                     self._waiting.remove(ticket)
 
-    async def _wait(self, ticket: object, root: RootTransaction, until: float) -> None:
-        while not self._take(ticket, root) and time.monotonic() < until:
+    def begun(self, conn: Connection) -> None:
+        """BEGIN has returned: from now on the connection says how long the transaction lasts."""
+        with self._guard:
+            if self._writer is not None and self._writer() is conn:
+                self._beginning = False
+
+    async def _wait(self, ticket: object, conn: Connection, until: float) -> None:
+        while not self._take(ticket, conn) and time.monotonic() < until:
             await asyncio.sleep(self._pause_s(ticket))
 
     def _pause_s(self, ticket: object) -> float:
@@ -110,11 +117,12 @@ class _WriterQueue:
             ahead = self._waiting.index(ticket) if ticket in self._waiting else 0
         return _LOOK_EVERY_S * min(1 + ahead, 40)
 
-    def _take(self, ticket: object, root: RootTransaction) -> bool:
+    def _take(self, ticket: object, conn: Connection) -> bool:
         with self._guard:
             writer = self._writer() if self._writer is not None else None
-            if self._waiting[0] is not ticket or (writer is not None and writer.is_active):
+            busy = writer is not None and (self._beginning or writer.in_transaction())
+            if self._waiting[0] is not ticket or busy:
                 return False
             self._waiting.popleft()
-            self._writer = weakref.ref(root)
+            self._writer, self._beginning = weakref.ref(conn), True
             return True

@@ -3,7 +3,7 @@
 import importlib.metadata
 import sys
 
-import commitcast
+import commitcast  # noqa: F401 - this is what is tried
 
 EXPECTED = {"commitcast", "sqlalchemy", "orjson", "typing-extensions", "greenlet"}
 UNWANTED = {

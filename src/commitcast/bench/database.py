@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import MetaData, make_url, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.pool import AsyncAdaptedQueuePool
 from sqlalchemy.schema import DropSchema
 
 from commitcast import Coordinator, sqlite
@@ -72,7 +73,9 @@ def bench_engine(database_url: str) -> AsyncEngine:
         url = url.set(drivername="postgresql+asyncpg")
     elif url.drivername == "sqlite":
         url = url.set(drivername="sqlite+aiosqlite")
-    engine = create_async_engine(url, pool_size=POOL_SIZE, max_overflow=0)
+    engine = create_async_engine(
+        url, poolclass=AsyncAdaptedQueuePool, pool_size=POOL_SIZE, max_overflow=0
+    )
     if engine.dialect.name == "sqlite":
         sqlite.configure(engine)
     return engine

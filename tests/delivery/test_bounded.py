@@ -13,8 +13,9 @@ from commitcast import Event, emit
 from .live import PATIENCE_S, say, serving
 
 if TYPE_CHECKING:
-    from conftest import Database
     from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from conftest import Database
 
 pytestmark = pytest.mark.anyio
 LARGE = "x" * 60_000

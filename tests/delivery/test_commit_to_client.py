@@ -6,6 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import Column, ForeignKey, Integer, MetaData, Table
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from commitcast import Event, emit
@@ -131,3 +133,29 @@ async def test_g1_a_cancelled_commit_sends_exactly_what_the_database_kept(
             while 99 not in kept:
                 kept.append((await anext(log)).data["n"])
         assert seen == kept
+
+
+async def test_g1_a_commit_that_the_database_refuses_sends_nothing(database: Database) -> None:
+    engine = database.engine()
+    tables = MetaData()
+    owners = Table("owners", tables, Column("id", Integer, primary_key=True))
+    reference = ForeignKey("owners.id", deferrable=True, initially="DEFERRED")
+    things = Table("things", tables, Column("owner", reference))
+    async with engine.begin() as conn:
+        await conn.run_sync(tables.create_all)
+    async with serving(database.coordinator(engine, drain_s=0, poll_interval_s=0.05)) as site:
+        client = await site.listen("thread:7")
+        await client.named("subscribed")
+        async with AsyncSession(engine) as session:
+            await session.execute(things.insert().values(owner=1))
+            emit(session, "thread:7", Event("said", {"n": -1}))
+            with pytest.raises(IntegrityError):  # by COMMIT, after our statement ran
+                await session.commit()
+        async with AsyncSession(engine) as session:
+            await session.execute(owners.insert().values(id=1))
+            await session.execute(things.insert().values(owner=1))
+            emit(session, "thread:7", Event("said", {"n": 1}))
+            await session.commit()
+        message = await client.message()
+        assert message is not None
+        assert (message.n, message.json["offset"]) == (1, 1)

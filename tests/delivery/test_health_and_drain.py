@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from conftest import Database
     from sqlalchemy import URL
 
     from commitcast.log import Page
+    from conftest import Database
 
 pytestmark = pytest.mark.anyio
 
@@ -39,6 +39,9 @@ class Wire:
     async def mend(self) -> None:
         self._server = await asyncio.start_unix_server(self._connected, self._own)
 
+    def reroute(self, url: URL) -> None:
+        self._path = f"{url.query['host']}/.s.PGSQL.5432"
+
     def cut(self) -> None:
         if self._server is not None:
             self._server.close()
@@ -53,7 +56,7 @@ class Wire:
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, asyncio.CancelledError):
         while data := await reader.read(65536):
             writer.write(data)
             await writer.drain()

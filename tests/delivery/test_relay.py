@@ -13,9 +13,8 @@ from commitcast.settings import Retention
 from .live import PATIENCE_S, say
 
 if TYPE_CHECKING:
-    from conftest import Database
-
     from commitcast import CommittedEvent
+    from conftest import Database
 
 pytestmark = pytest.mark.anyio
 

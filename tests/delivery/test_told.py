@@ -16,11 +16,10 @@ from commitcast.settings import Retention
 from .live import PATIENCE_S, say, serving
 
 if TYPE_CHECKING:
-    from conftest import Database
-
     from commitcast import Coordinator
     from commitcast.log import Page
     from commitcast.subscription import Reset
+    from conftest import Database
 
 pytestmark = pytest.mark.anyio
 

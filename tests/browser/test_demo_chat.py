@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -184,3 +185,25 @@ async def test_text_from_people_is_never_html(server: Any, ada: Person, grace: P
         assert (await person.shown())[0][1] == attack
         assert await person.page.locator("#messages img, #messages .text b").count() == 0
         assert await person.page.title() != "owned"
+
+
+async def test_an_event_that_the_history_holds_as_well_is_shown_once(
+    server: Any, ada: Person, grace: Person
+) -> None:
+    await _both_in_one_thread(server, ada, grace)
+    asked, answered = asyncio.Event(), asyncio.Event()
+
+    async def hold(route: Any) -> None:
+        asked.set()
+        await answered.wait()
+        await route.continue_()
+
+    await grace.page.route("**/messages", hold)
+    await grace.page.reload()
+    async with asyncio.timeout(30):
+        await asked.wait()  # Grace's stream is open, her history is not there
+    await ada.ask(QUESTION)
+    await ada.sees_run("completed")
+    answered.set()
+    await grace.sees_run("completed")
+    assert len(await _both_see_what_is_stored(server, ada, grace)) == 2

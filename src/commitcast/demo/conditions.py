@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
-from commitcast.demo.query import Condition, Operator, Value
-from commitcast.demo.words import (
+from commitcast.demo.items import (
     AffixItem,
     ColumnItem,
     CompareItem,
@@ -22,6 +21,7 @@ from commitcast.demo.words import (
     ValueItem,
     WordItem,
 )
+from commitcast.demo.query import Condition, Operator, Value
 
 if TYPE_CHECKING:
     from commitcast.demo.catalog import Column, Table

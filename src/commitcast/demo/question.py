@@ -11,13 +11,11 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from commitcast.demo.conditions import NotUnderstood, Reading, read_conditions
-from commitcast.demo.query import Query
-from commitcast.demo.words import (
+from commitcast.demo.items import (
     ColumnItem,
     DegreeItem,
     FunctionItem,
     Item,
-    Lexicon,
     NumberItem,
     OrdinalItem,
     TableItem,
@@ -25,8 +23,9 @@ from commitcast.demo.words import (
     Unknown,
     ValueItem,
     WordItem,
-    items_of,
 )
+from commitcast.demo.query import Query
+from commitcast.demo.words import Lexicon, items_of
 
 if TYPE_CHECKING:
     from commitcast.demo.catalog import Catalog, Column, Table

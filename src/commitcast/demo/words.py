@@ -11,257 +11,34 @@ import unicodedata
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from commitcast.demo.items import (
+    AffixItem,
+    ColumnItem,
+    DegreeItem,
+    Item,
+    NumberItem,
+    OrdinalItem,
+    TableItem,
+    UnitItem,
+    Unknown,
+    ValueItem,
+)
+from commitcast.demo.vocabulary import (
+    AFFIX_FILLERS,
+    AFFIXES,
+    DEGREES,
+    FILLERS,
+    ORDINALS,
+    PHRASES,
+    SCALES,
+    SMALL,
+)
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from commitcast.demo.catalog import Catalog, Column, Table
 
-
-@dataclass(frozen=True)
-class TableItem:
-    """Such as "countries": the rows of a table."""
-
-    table: str
-    plural: bool = False
-
-
-@dataclass(frozen=True)
-class ColumnItem:
-    """Such as "population": a column, in each table that has one of that name."""
-
-    columns: dict[str, str]
-    """Table name to column name."""
-
-
-@dataclass(frozen=True)
-class ValueItem:
-    """Such as "Europe": a value that text columns hold."""
-
-    places: tuple[tuple[str, str, str], ...]
-    """(table, column, value)."""
-    text: str
-
-    @property
-    def tables(self) -> set[str]:
-        """The tables that hold it."""
-        return {table for table, _, _ in self.places}
-
-
-@dataclass(frozen=True)
-class DegreeItem:
-    """Such as "largest", "most", "larger": the upper or lower end of a column."""
-
-    most: bool
-    columns: dict[str, str]
-    """The column an adjective speaks of, by table; empty for "most" and "highest"."""
-    text: str
-
-
-@dataclass(frozen=True)
-class FunctionItem:
-    """Such as "average", "total": what to make of a column."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class CompareItem:
-    """Such as "more than", "before", "="."""
-
-    operator: str
-
-
-@dataclass(frozen=True)
-class NumberItem:
-    """A number, with "million" and the like multiplied in."""
-
-    value: float
-
-
-@dataclass(frozen=True)
-class OrdinalItem:
-    """Such as "second" in "the second largest"."""
-
-    place: int
-
-
-@dataclass(frozen=True)
-class UnitItem:
-    """Such as "km²": the unit of some columns."""
-
-    columns: dict[str, str]
-
-
-@dataclass(frozen=True)
-class AffixItem:
-    """Such as "starting with Z": a part of a name."""
-
-    pattern: str
-
-
-@dataclass(frozen=True)
-class WordItem:
-    """A word of the grammar itself: "count", "each", "by", "not", "between", "and"."""
-
-    word: str
-
-
-@dataclass(frozen=True)
-class Unknown:
-    """A word that means nothing here."""
-
-    text: str
-
-
-Item = (
-    TableItem
-    | ColumnItem
-    | ValueItem
-    | DegreeItem
-    | FunctionItem
-    | CompareItem
-    | NumberItem
-    | OrdinalItem
-    | UnitItem
-    | AffixItem
-    | WordItem
-    | Unknown
-)
-
-_FILLERS = frozenset(
-    # one text, because a list of a hundred quoted words is harder to read and to change
-    """a about all also am an any are as at be been being called can chemical compare could describe
-    did do does ever exist exists find for from get give had has have having hello hey hi high how
-    i in info information inside is it its know let like list live lives living located long look
-    low me much my name named names of off on one ones or our out please rank say show solar some
-    sun system tell thank thanks that the their them then there these they this those to up us use
-    used uses using want was we were what what's when which whose with within world would yes you
-    your""".split()  # noqa: SIM905
-)
-
-_PHRASES: dict[str, Item] = {
-    "how many": WordItem("count"),
-    "number of": WordItem("count"),
-    "count": WordItem("count"),
-    "count of": WordItem("count"),
-    "per": WordItem("each"),
-    "each": WordItem("each"),
-    "every": WordItem("each"),
-    "for each": WordItem("each"),
-    "in each": WordItem("each"),
-    "of each": WordItem("each"),
-    "grouped by": WordItem("each"),
-    "group by": WordItem("each"),
-    "by": WordItem("by"),
-    "sorted by": WordItem("by"),
-    "ordered by": WordItem("by"),
-    "order by": WordItem("by"),
-    "sort by": WordItem("by"),
-    "ascending": WordItem("ascending"),
-    "descending": WordItem("descending"),
-    "not": WordItem("not"),
-    "not in": WordItem("not"),
-    "outside": WordItem("not"),
-    "outside of": WordItem("not"),
-    "except": WordItem("not"),
-    "excluding": WordItem("not"),
-    "without": WordItem("not"),
-    "no": WordItem("not"),
-    "don't": WordItem("not"),
-    "aren't": WordItem("not"),
-    "isn't": WordItem("not"),
-    "between": WordItem("between"),
-    "and": WordItem("and"),
-    "than": WordItem("than"),
-    "top": WordItem("top"),
-    "first": WordItem("top"),
-    "average": FunctionItem("avg"),
-    "mean": FunctionItem("avg"),
-    "total": FunctionItem("sum"),
-    "sum": FunctionItem("sum"),
-    "sum of": FunctionItem("sum"),
-    "combined": FunctionItem("sum"),
-    "altogether": FunctionItem("sum"),
-    "more than": CompareItem(">"),
-    "greater than": CompareItem(">"),
-    "higher than": CompareItem(">"),
-    "over": CompareItem(">"),
-    "above": CompareItem(">"),
-    "exceeding": CompareItem(">"),
-    "after": CompareItem(">"),
-    "since": CompareItem(">="),
-    "at least": CompareItem(">="),
-    "less than": CompareItem("<"),
-    "fewer than": CompareItem("<"),
-    "lower than": CompareItem("<"),
-    "under": CompareItem("<"),
-    "below": CompareItem("<"),
-    "before": CompareItem("<"),
-    "at most": CompareItem("<="),
-    "up to": CompareItem("<="),
-    "exactly": CompareItem("="),
-    "equal to": CompareItem("="),
-    ">": CompareItem(">"),
-    ">=": CompareItem(">="),
-    "<": CompareItem("<"),
-    "<=": CompareItem("<="),
-    "=": CompareItem("="),
-}
-
-_DEGREES = {
-    True: [
-        "most",
-        "highest",
-        "greatest",
-        "maximum",
-        "max",
-        "strongest",
-        "longest",
-        "more",
-        "higher",
-        "longer",
-    ],
-    False: [
-        "least",
-        "lowest",
-        "fewest",
-        "minimum",
-        "min",
-        "weakest",
-        "shortest",
-        "less",
-        "lower",
-        "fewer",
-        "shorter",
-    ],
-}
-_ORDINALS = ["second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"]
-_SMALL = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-]
-_SCALES = {
-    "hundred": 1e2, "thousand": 1e3, "k": 1e3, "million": 1e6, "m": 1e6, "mn": 1e6,
-    "billion": 1e9, "bn": 1e9, "trillion": 1e12,
-}  # fmt: skip
-_AFFIXES = {
-    "start with": "{}%", "starting with": "{}%", "starts with": "{}%", "begin with": "{}%",
-    "beginning with": "{}%", "begins with": "{}%", "end with": "%{}", "ending with": "%{}",
-    "ends with": "%{}", "end in": "%{}", "ending in": "%{}", "contain": "%{}%",
-    "contains": "%{}%", "containing": "%{}%",
-}  # fmt: skip
-_AFFIX_FILLERS = frozenset({"the", "letter", "letters", "a", "word"})
 
 _SHORTEST_PLURAL = 4
 """Letters: "gas" and "is" are no plurals."""
@@ -344,12 +121,12 @@ class Lexicon:
     def of(cls, catalog: Catalog) -> Lexicon:
         """The lexicon of a catalog."""
         lexicon = cls()
-        for phrase, item in _PHRASES.items():
+        for phrase, item in PHRASES.items():
             lexicon.add(phrase, item)
-        for most, adjectives in _DEGREES.items():
+        for most, adjectives in DEGREES.items():
             for word in adjectives:
                 lexicon.add(word, DegreeItem(most, {}, word))
-        for place, word in enumerate(_ORDINALS, start=2):
+        for place, word in enumerate(ORDINALS, start=2):
             lexicon.add(word, OrdinalItem(place))
         for table in catalog.tables:
             for noun in (table.singular, *table.nouns):
@@ -431,7 +208,7 @@ def _item_at(tokens: list[Token], at: int, lexicon: Lexicon) -> tuple[int, Item 
             return length, item
     if token.text in lexicon.exact and (len(token.text) > 1 or at > 0) and token.text != "I":
         return 1, lexicon.exact[token.text]
-    if fold(token.text) in _FILLERS or token.stem in _FILLERS:
+    if fold(token.text) in FILLERS or token.stem in FILLERS:
         return 1, None
     return 1, Unknown(token.text)
 
@@ -447,15 +224,15 @@ def _number_at(tokens: list[Token], at: int) -> tuple[int, Item] | None:
         and following in ("hundred", "thousand", "million", "billion")
     ):
         value = 1
-    elif value is None and folded in _SMALL and folded != "one":
-        value = _SMALL.index(folded)
+    elif value is None and folded in SMALL and folded != "one":
+        value = SMALL.index(folded)
     if value is None:
         return None
     if following in ("st", "nd", "rd", "th"):
         return 2, OrdinalItem(int(value))
     used = 1
-    while at + used < len(tokens) and fold(tokens[at + used].text) in _SCALES:
-        value *= _SCALES[fold(tokens[at + used].text)]
+    while at + used < len(tokens) and fold(tokens[at + used].text) in SCALES:
+        value *= SCALES[fold(tokens[at + used].text)]
         used += 1
     return used, NumberItem(value)
 
@@ -463,11 +240,11 @@ def _number_at(tokens: list[Token], at: int) -> tuple[int, Item] | None:
 def _affix_at(tokens: list[Token], at: int) -> tuple[int, Item] | None:
     for length in (2, 1):
         phrase = " ".join(fold(token.text) for token in tokens[at : at + length])
-        if phrase not in _AFFIXES:
+        if phrase not in AFFIXES:
             continue
         end = at + length
-        while end < len(tokens) - 1 and fold(tokens[end].text) in _AFFIX_FILLERS:
+        while end < len(tokens) - 1 and fold(tokens[end].text) in AFFIX_FILLERS:
             end += 1
         if end < len(tokens):
-            return end + 1 - at, AffixItem(_AFFIXES[phrase].format(tokens[end].text))
+            return end + 1 - at, AffixItem(AFFIXES[phrase].format(tokens[end].text))
     return None

@@ -25,6 +25,7 @@ from commitcast.errors import CommitcastError
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
+    from sqlalchemy.pool import ConnectionPoolEntry
 
 READ_ONLY_OPTION: Final = "commitcast_read_only"
 _LOOK_EVERY_S: Final = 0.0005
@@ -64,7 +65,15 @@ def configure(engine: Engine | AsyncEngine, *, busy_timeout_s: float = 30.0) -> 
         finally:
             queue.begun(conn)
 
+    def on_checkin(dbapi: Any, record: ConnectionPoolEntry) -> None:
+        # A COMMIT that SQLite refuses (a deferred constraint) leaves its transaction open, with
+        # the write lock, and SQLAlchemy takes it for ended.
+        driver: Any = record.driver_connection
+        if dbapi is not None and driver is not None and driver.in_transaction:
+            dbapi.rollback()
+
     sa_event.listen(sync, "connect", on_connect)
+    sa_event.listen(sync, "checkin", on_checkin)
     sa_event.listen(sync, "begin", on_begin)
 
 
@@ -110,7 +119,7 @@ class _WriterQueue:
 
     async def _wait(self, ticket: object, conn: Connection, until: float) -> None:
         while not self._take(ticket, conn) and time.monotonic() < until:
-            await asyncio.sleep(self._pause_s(ticket))
+            await asyncio.sleep(self._pause_s(ticket))  # noqa: ASYNC110 - nobody tells, see above
 
     def _pause_s(self, ticket: object) -> float:
         with self._guard:

@@ -12,6 +12,8 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from commitcast.errors import SubscriptionClosed
+
 from .live import PATIENCE_S, Client, anybody, bearer, say, serving
 
 if TYPE_CHECKING:
@@ -116,7 +118,7 @@ async def test_g3_an_outage_of_the_database_is_told_by_readyz_and_ends_no_subscr
             delivery = coordinator._delivery
             assert delivery is not None
             async with asyncio.timeout(PATIENCE_S):
-                while not (its := [s for s in delivery.subscriptions() if s.stream == "thread:8"]):
+                while not (its := [s for s in delivery.subscriptions() if s.stream == "thread:8"]):  # noqa: ASYNC110 - nothing signals it
                     await asyncio.sleep(0)
                 await leaves.close()
                 await its[0].wait_closed()
@@ -199,6 +201,19 @@ async def test_g10_a_client_that_connects_while_a_drain_begins_is_closed_as_well
         coordinator.begin_drain()
         assert await client.message() is None
         assert client.ended_cleanly
+
+
+async def test_g10_a_reader_that_was_let_in_before_a_drain_is_not_entered_after_it(
+    database: Database,
+) -> None:
+    """Nobody would close it: the drain has seen to those that were there."""
+    coordinator = database.coordinator(drain_s=0)
+    async with coordinator:
+        reader = coordinator.subscribe("thread:7")
+        coordinator.begin_drain()
+        with pytest.raises(SubscriptionClosed, match="drains"):
+            await reader.start()
+        assert not coordinator.accepting
 
 
 PROGRAM = """

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from .live import anybody, bearer, say, serving
+from .live import PATIENCE_S, anybody, bearer, say, serving
 
 if TYPE_CHECKING:
     from conftest import Database
@@ -132,11 +133,12 @@ async def test_g7_a_stream_that_is_never_idle_is_asked_about_again(database: Dat
         await client.named("subscribed")
         allowed = False
         message, n = None, 0
-        while message is None or message.event is None:
-            await say(engine, "user:ann", n)
-            n += 1
-            message = await client.message()
-            assert message is not None
+        async with asyncio.timeout(PATIENCE_S):
+            while message is None or message.event is None:
+                await say(engine, "user:ann", n)
+                n += 1
+                message = await client.message()
+                assert message is not None
         assert message.event == "commitcast.closed"
 
 

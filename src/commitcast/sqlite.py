@@ -18,13 +18,12 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import event as sa_event
-from sqlalchemy.engine import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from commitcast.errors import CommitcastError
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import Connection
+    from sqlalchemy.engine import Connection, Engine
     from sqlalchemy.pool import ConnectionPoolEntry
 
 READ_ONLY_OPTION: Final = "commitcast_read_only"
@@ -118,8 +117,8 @@ class _WriterQueue:
                 self._beginning = False
 
     async def _wait(self, ticket: object, conn: Connection, until: float) -> None:
-        while not self._take(ticket, conn) and time.monotonic() < until:
-            await asyncio.sleep(self._pause_s(ticket))  # noqa: ASYNC110 - nobody tells, see above
+        while not self._take(ticket, conn) and time.monotonic() < until:  # noqa: ASYNC110 - see above
+            await asyncio.sleep(self._pause_s(ticket))
 
     def _pause_s(self, ticket: object) -> float:
         with self._guard:

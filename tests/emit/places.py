@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 from sqlalchemy import Connection, Engine, String, create_engine, delete, insert, select
-from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.pool import NullPool
 from sqlalchemy.util import greenlet_spawn
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy import URL
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 SYNC_DRIVERS = {"postgresql": "postgresql+psycopg", "sqlite": "sqlite+pysqlite"}
 DRIVERS = ["postgresql+asyncpg", "postgresql+psycopg", "sqlite+aiosqlite", "sqlite+pysqlite"]
@@ -136,7 +136,8 @@ def everywhere(body: Callable[..., None]) -> Callable[..., Any]:
         else:
             await greenlet_spawn(body, app, **fixtures)
 
-    return test
+    found: Callable[..., Any] = test
+    return found
 
 
 def note(conn: Connection, text: str) -> None:

@@ -197,7 +197,7 @@ async def test_g4_cancelled_writers_leave_no_gap(
     async def writer(ref: str) -> None:
         async with AsyncSession(engine) as session:
             # Core, without RETURNING: a cursor that aiosqlite left half read keeps SQLite's lock
-            await session.execute(insert(Entry.__table__).inline().values(stream="s", ref=ref))
+            await session.execute(insert(Entry).inline().values(stream="s", ref=ref))
             emit(session, "s", Event("e", ref))
             await session.commit()
 

@@ -50,9 +50,7 @@ async def test_g1_g2_a_subscriber_gets_what_committed_and_nothing_else(database:
                 emit(session, "s", Event("c"))
         async with engine.begin() as conn:
             emit(conn, "s", Event("d"))
-            async with AsyncSession(
-                bind=conn, join_transaction_mode="create_savepoint"
-            ) as joined:
+            async with AsyncSession(bind=conn, join_transaction_mode="create_savepoint") as joined:
                 emit(joined, "s", Event("e"))
                 await joined.commit()
         async with engine.connect() as conn:
@@ -110,12 +108,12 @@ async def test_g3_the_commit_of_a_connection_is_delivered_without_a_poll(
     async with (
         database.coordinator(engine, poll_interval_s=60) as coordinator,
         coordinator.subscribe("s") as subscription,
+        engine.connect() as conn,
     ):
-        async with engine.connect() as conn:
-            await conn.begin()
-            emit(conn, "s", Event("last"))
-            await conn.commit()
-            assert [e.type for e in await until(subscription, "last")] == ["last"]
+        await conn.begin()
+        emit(conn, "s", Event("last"))
+        await conn.commit()
+        assert [e.type for e in await until(subscription, "last")] == ["last"]
 
 
 @pytest.mark.anyio
@@ -192,8 +190,8 @@ async def test_g3_synchronous_commit_is_raised_for_a_transaction_with_events(
 ) -> None:
     if database.kind == "sqlite":
         pytest.skip("a setting of PostgreSQL")
-    from sqlalchemy import text  # noqa: PLC0415 - PostgreSQL only
-    from sqlalchemy import event as sa_event  # noqa: PLC0415 - PostgreSQL only
+    from sqlalchemy import event as sa_event
+    from sqlalchemy import text
 
     engine = database.engine()
     seen: list[str] = []

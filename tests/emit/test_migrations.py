@@ -10,7 +10,18 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import Column, Engine, Integer, MetaData, Table, create_engine, func, inspect, make_url, text
+from sqlalchemy import (
+    Column,
+    Engine,
+    Integer,
+    MetaData,
+    Table,
+    create_engine,
+    func,
+    inspect,
+    make_url,
+    text,
+)
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 from sqlalchemy.schema import DDL
@@ -66,7 +77,7 @@ def differences(engine: Engine, naming: Naming) -> list[Any]:
                 "version_table": Tables(naming).version_table,
                 "version_table_schema": naming.schema,
                 "compare_type": True,
-                "include_name": lambda name, kind, parent: (
+                "include_name": lambda name, kind, _parent: (
                     name == naming.schema if kind == "schema" else True
                 ),
             },
@@ -84,9 +95,7 @@ def test_migrating_twice_is_migrating_once(engine: Engine) -> None:
 @pytest.mark.parametrize(
     "options", [{}, {"prefix": "cc_"}, {"schema": "live"}, {"schema": "live", "prefix": "cc_"}]
 )
-def test_migrated_tables_are_those_of_the_metadata(
-    engine: Engine, options: dict[str, str]
-) -> None:
+def test_migrated_tables_are_those_of_the_metadata(engine: Engine, options: dict[str, str]) -> None:
     with engine.connect() as conn:
         migrations.migrate(conn, **options)
     assert differences(engine, Naming.of(engine.dialect.name, **options)) == []
@@ -195,7 +204,9 @@ def test_a_teams_own_chain(engine: Engine, tmp_path: Path, include_schemas: bool
 
     run(command.upgrade, "head")
     assert sends(engine) == [("thread:7", 1)]
-    found = [d for d in differences(engine, Naming.of(engine.dialect.name)) if d[0] != "remove_table"]
+    found = [
+        d for d in differences(engine, Naming.of(engine.dialect.name)) if d[0] != "remove_table"
+    ]
     assert found == []  # beside the team's own alembic_version
     with engine.connect() as conn:
         Table("dropped_by_the_team", MetaData(), Column("id", Integer)).create(conn)
@@ -222,10 +233,11 @@ def test_a_teams_own_chain(engine: Engine, tmp_path: Path, include_schemas: bool
 
 def test_the_filter_knows_other_names() -> None:
     keep = include_object(schema="live", prefix="cc_")
+    reflected = True
     ours = Tables(Naming("live", "cc_")).streams
     theirs = Table("streams", MetaData())
-    assert not keep(ours, "cc_streams", "table", True, None)
-    assert keep(theirs, "streams", "table", True, None)
+    assert not keep(ours, "cc_streams", "table", reflected, None)
+    assert keep(theirs, "streams", "table", reflected, None)
 
 
 # --- any language on PostgreSQL ------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any, cast
+
 import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
@@ -12,13 +14,18 @@ from commitcast.errors import (
     EmitRefused,
     InvalidEvent,
     IsolationRefused,
-    NoTransaction,
     NotAttached,
+    NoTransaction,
     SeveralEngines,
     TwoPhaseRefused,
 )
 
 from .places import App, Note, everywhere, note
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .places import Place
 
 ONE = Event("one")
 
@@ -29,9 +36,8 @@ ONE = Event("one")
 @everywhere
 def test_g2_autocommit_as_an_option_of_the_engine_is_refused(app: App) -> None:
     engine = app.engine.execution_options(isolation_level="AUTOCOMMIT")
-    with Session(engine) as session:
-        with pytest.raises(AutocommitRefused):
-            emit(session, "thread:7", ONE)
+    with Session(engine) as session, pytest.raises(AutocommitRefused):
+        emit(session, "thread:7", ONE)
     with Session(app.engine) as session:
         app.works(session)
 
@@ -67,7 +73,7 @@ def test_g2_autocommit_set_after_the_emit_fails_the_commit(app: App) -> None:
     assert app.sent() == ["afterwards"]
 
 
-def test_g2_an_engine_created_in_autocommit_is_refused(place_of, request) -> None:  # type: ignore[no-untyped-def]
+def test_g2_an_engine_created_in_autocommit_is_refused(place_of: Callable[[str], Place]) -> None:
     for kind, driver in (("postgresql", "postgresql+psycopg"), ("sqlite", "sqlite+pysqlite")):
         place = place_of(kind)
         engine = create_engine(place.url.set(drivername=driver), isolation_level="AUTOCOMMIT")
@@ -223,7 +229,9 @@ def test_g1_engines_made_by_execution_options_are_served(app: App) -> None:
     assert app.sent() == ["after"] * 3 + ["before"] * 3
 
 
-def test_g1_options_of_an_engine_without_any_listener_before(place_of) -> None:  # type: ignore[no-untyped-def]
+def test_g1_options_of_an_engine_without_any_listener_before(
+    place_of: Callable[[str], Place],
+) -> None:
     place = place_of("sqlite")
     engine = create_engine(place.url.set(drivername="sqlite+pysqlite"))
     optional = engine.execution_options(stream_results=False)
@@ -315,7 +323,7 @@ def test_g2_a_connection_without_a_transaction_is_refused(app: App) -> None:
         ("thread:7", Event("e\n"), {}),
         ("thread:7", Event("x" * 101), {}),
         ("thread:7", Event("commitcast.reset"), {}),
-        ("thread:7", Event(None), {}),
+        ("thread:7", Event(cast("Any", None)), {}),
         ("thread:7", Event, {}),
         ("thread:7", None, {}),
         ("thread:7", "message.created", {}),

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-async def engine(anyio_backend: str, place_of: Callable[[str], Place]) -> AsyncIterator[AsyncEngine]:
+async def engine(
+    anyio_backend: str, place_of: Callable[[str], Place]
+) -> AsyncIterator[AsyncEngine]:
     engine = create_async_engine(place_of("sqlite").url, pool_size=16)
     sqlite.configure(engine)
     yield engine

@@ -525,9 +525,7 @@ def test_g2_the_commit_of_a_joined_session_is_no_commit(
 @everywhere
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("sql", [False, True])
-def test_g2_the_outer_rollback_takes_a_joined_session_along(
-    app: App, mode: str, sql: bool
-) -> None:
+def test_g2_the_outer_rollback_takes_a_joined_session_along(app: App, mode: str, sql: bool) -> None:
     with app.engine.connect() as conn:
         conn.begin()
         savepoint = conn.begin_nested()

@@ -211,6 +211,9 @@ async def test_g10_a_reader_that_was_let_in_before_a_drain_is_not_entered_after_
     async with coordinator:
         reader = coordinator.subscribe("thread:7")
         coordinator.begin_drain()
+        drain = coordinator._drain
+        assert drain is not None
+        await drain
         with pytest.raises(SubscriptionClosed, match="drains"):
             await reader.start()
         assert not coordinator.accepting

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import create_engine, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool
 from sqlalchemy.schema import DDL
 
 from commitcast import Coordinator, sqlite
@@ -65,6 +66,8 @@ class Database:
     def engine(self, driver: str | None = None, **options: Any) -> AsyncEngine:
         """A new async engine; SQLite ones are configured as the docs advise."""
         url = self.url if driver is None else self.url.set(drivername=driver)
+        if "pool_size" in options:  # SQLAlchemy 2.0.0 has another pool for SQLite
+            options.setdefault("poolclass", AsyncAdaptedQueuePool)
         engine = create_async_engine(url, **options)
         if self.kind == "sqlite":
             sqlite.configure(engine)

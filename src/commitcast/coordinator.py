@@ -14,8 +14,8 @@ import threading
 from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import update
+from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from commitcast.delivery import Delivery
 from commitcast.emit import Attachment, attach, detach
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection
     from types import FrameType, TracebackType
 
-    from sqlalchemy.engine import Engine
+    from sqlalchemy.ext.asyncio import AsyncEngine  # needs greenlet, which base has not
 
     from commitcast.asgi import RealtimeApp
     from commitcast.auth import Authenticate, Authorize
@@ -89,14 +89,14 @@ class Coordinator:
         except TypeError as error:
             known = ", ".join(Settings.__dataclass_fields__)
             raise ValueError(f"{error}; the options are {known}") from error
-        self._engine = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+        self._engine = engine if isinstance(engine, Engine) else engine.sync_engine
         read_with = reader if reader is not None else engine
         self._reader = (
-            read_with.execution_options(**{READ_ONLY_OPTION: True})
-            if isinstance(read_with, AsyncEngine)
-            else None
+            None
+            if isinstance(read_with, Engine)
+            else read_with.execution_options(**{READ_ONLY_OPTION: True})
         )
-        self._writer = read_with if isinstance(read_with, AsyncEngine) else None
+        self._writer = None if isinstance(read_with, Engine) else read_with
         self._schema, self._prefix = schema, prefix
         self.tables = Tables(Naming.of(self._engine.dialect.name, schema, prefix))
         self.log = Log(self.tables, self._engine.dialect)
@@ -115,7 +115,7 @@ class Coordinator:
 
     def attach(self, engine: AsyncEngine | Engine) -> None:
         """Attach another engine of the same database, such as a sync one for worker threads."""
-        sync = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+        sync = engine if isinstance(engine, Engine) else engine.sync_engine
         log = self.log if sync is self._engine else Log(self.tables, sync.dialect)
         attach(sync, Attachment(log, self, self.settings.max_event_bytes))
         self._attached.append(sync)

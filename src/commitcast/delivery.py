@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     _States = dict[str, tuple[Feed, tuple[str | None, int]]]
 
 _logger = logging.getLogger("commitcast")
-_LOOK_FIRST_S: Final = 0.002
+_LOOK_FIRST_S: Final = 0.01
 _LOOK_LAST_S: Final = 0.05
 _HEADS_AT_ONCE: Final = 500
 _NO_STATE: Final = (None, 0)
@@ -242,8 +242,8 @@ class Delivery:
 
     def _look_for(self, written: Written) -> None:
         self._unresolved[written] = None
-        self._look_s = _LOOK_FIRST_S
         if self._looking is None:
+            self._look_s = _LOOK_FIRST_S
             self._looking = self._loop.call_later(self._look_s, self._look)
 
     def _publish(self, written: Written) -> None:

@@ -7,11 +7,11 @@ encoded fails at `emit`, before anything is written.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
-import uuid
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast, runtime_checkable
 
 import orjson
 
@@ -32,6 +32,7 @@ _EPOCH = re.compile(r"[a-z0-9]{1,32}")
 _LABEL_LENGTH: Final = 200
 _RESERVED: Final = "commitcast."
 _MAX_OFFSET: Final = 2**63 - 1
+_MAX_DIGITS: Final = len(str(_MAX_OFFSET))
 
 
 @runtime_checkable
@@ -39,7 +40,8 @@ class TypedEvent(Protocol):
     """A pydantic model or dataclass with a ``type``: the event's type; other fields its data."""
 
     @property
-    def type(self) -> str: ...
+    def type(self) -> str:
+        """The event's type, such as ``message.created``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class Position:
         if (
             not colon
             or not _EPOCH.fullmatch(epoch)
-            or not (offset.isascii() and offset.isdigit() and len(offset) <= 19)
+            or not (offset.isascii() and offset.isdigit() and len(offset) <= _MAX_DIGITS)
             or int(offset) > _MAX_OFFSET
         ):
             raise InvalidEvent(
@@ -189,8 +191,7 @@ def check_label(what: str, value: object, *, longest: int = _LABEL_LENGTH) -> st
         return None
     if not isinstance(value, str) or not 0 < len(value) <= longest or not value.isprintable():
         raise InvalidEvent(
-            f"{what} must be a printable string of 1 to {longest} characters, "
-            f"not {_shown(value)}"
+            f"{what} must be a printable string of 1 to {longest} characters, not {_shown(value)}"
         )
     return value
 
@@ -238,7 +239,7 @@ def encode(
             f"the limit of {max_bytes}; store the content and send its id"
         )
     return EncodedEvent(
-        id=uuid.uuid4().hex,
+        id=os.urandom(16).hex(),
         stream=stream,
         type=name,
         data_json=encoded.decode(),
@@ -274,16 +275,13 @@ def _type_and_data(event: object) -> tuple[str, Any]:
             except InvalidEvent:
                 raise
             except Exception as error:
-                raise InvalidEvent(
-                    f"{type(event).__name__} cannot be encoded: {error}"
-                ) from error
-        if dataclasses.is_dataclass(event):
-            fields = {
-                f.name: getattr(event, f.name)
-                for f in dataclasses.fields(event)
-                if f.name != "type"
+                raise InvalidEvent(f"{type(event).__name__} cannot be encoded: {error}") from error
+        name, given = event.type, cast("Any", event)
+        if dataclasses.is_dataclass(given):
+            names = [f.name for f in dataclasses.fields(given) if f.name != "type"]
+            return check_type(name), {
+                field_name: getattr(given, field_name) for field_name in names
             }
-            return check_type(event.type), fields
     raise InvalidEvent(
         f"{_shown(event)} is not an event: give an Event, a pydantic model or dataclass with a "
         "`type`, or a function that returns one"

@@ -145,6 +145,11 @@ class Log:
         """
         cluster = self._cluster_of(conn)
         rows = self._append_rows(conn, events)
+        if self._postgresql and len(events) == 1:
+            if len(rows) != 1:
+                raise LogError(f"the log took {len(rows)} events, not 1; rolled back")
+            row = rows[0]
+            return (_committed(events[0], row, cluster, row.head),)
         last = {row.name: row for row in rows}
         count = Counter(e.stream for e in events)
         if last.keys() != count.keys():
@@ -154,19 +159,7 @@ class Log:
         for e in events:
             row = last[e.stream]
             following[e.stream] += 1
-            committed.append(
-                CommittedEvent(
-                    stream=e.stream,
-                    epoch=epoch_of(row.incarnation, cluster, row.lineage, row.id),
-                    offset=following[e.stream],
-                    id=e.id,
-                    type=e.type,
-                    time=row.time,
-                    data_json=e.data_json,
-                    actor=e.actor,
-                    operation=e.operation,
-                )
-            )
+            committed.append(_committed(e, row, cluster, following[e.stream]))
         if self._postgresql:
             written = rows[0].written
         else:
@@ -308,3 +301,17 @@ def epoch_of(incarnation: str, cluster: str, timeline: str, stream_id: int) -> s
     """The epoch of a stream: changes whenever its offsets could be used again (DESIGN §6)."""
     text = f"{incarnation}|{cluster}|{timeline}|{stream_id}".encode()
     return hashlib.blake2b(text, digest_size=8).hexdigest()
+
+
+def _committed(e: EncodedEvent, row: _Placed, cluster: str, offset: int) -> CommittedEvent:
+    return CommittedEvent(
+        stream=e.stream,
+        epoch=epoch_of(row.incarnation, cluster, row.lineage, row.id),
+        offset=offset,
+        id=e.id,
+        type=e.type,
+        time=row.time,
+        data_json=e.data_json,
+        actor=e.actor,
+        operation=e.operation,
+    )

@@ -81,19 +81,14 @@ class Tables:
             Column("head", BigInteger, nullable=False),
             Column("tail", BigInteger, nullable=False),
             sqlite_autoincrement=True,
+            postgresql_with={"fillfactor": 50},  # heads are updated in place, over and over
         )
         """`head` is the last offset, `tail` the first that is still kept (head + 1 if none).
         Surrogate ids are never used again, so a stream made again has another epoch."""
 
         self.events = table(
             "events",
-            Column(
-                "stream_id",
-                big,
-                ForeignKey(self.streams.c.id, ondelete="CASCADE"),
-                primary_key=True,
-                autoincrement=False,
-            ),
+            Column("stream_id", big, primary_key=True, autoincrement=False),
             Column("offset", BigInteger, primary_key=True, autoincrement=False),
             Column("event_id", String(32), nullable=False),
             Column("type", String(100), nullable=False),
@@ -103,7 +98,10 @@ class Tables:
             Column("trace_parent", String(55)),
             Column("created_at", moment, nullable=False),
         )
-        """The log. It is the outbox: written in the caller's transaction."""
+        """The log. It is the outbox: written in the caller's transaction.
+
+        No foreign key: rows come and go only under the lock of their stream's row, and the check
+        would be one more query in every commit."""
 
         self.relays = table(
             "relays",

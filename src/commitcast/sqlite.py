@@ -18,12 +18,13 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import event as sa_event
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.engine import Engine
 
 from commitcast.errors import CommitcastError
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import Connection, Engine
+    from sqlalchemy.engine import Connection
+    from sqlalchemy.ext.asyncio import AsyncEngine  # needs greenlet, which the base does not bring
     from sqlalchemy.pool import ConnectionPoolEntry
 
 READ_ONLY_OPTION: Final = "commitcast_read_only"
@@ -37,7 +38,7 @@ def configure(engine: Engine | AsyncEngine, *, busy_timeout_s: float = 30.0) -> 
         engine: a SQLite engine, sync (pysqlite) or async (aiosqlite).
         busy_timeout_s: how long, in seconds, a writer waits for the writers of other processes.
     """
-    sync = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+    sync = engine if isinstance(engine, Engine) else engine.sync_engine
     if sync.dialect.name != "sqlite":
         raise CommitcastError(f"sqlite.configure takes a SQLite engine, not {sync.dialect.name}")
     queue = _WriterQueue(busy_timeout_s)

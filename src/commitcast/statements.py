@@ -12,6 +12,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
+    cast,
     collate,
     func,
     literal_column,
@@ -143,26 +144,31 @@ def _read_committed() -> Any:
     )
 
 
-def _placed_postgresql(tables: Tables, heads: Any, written: Any) -> Any:
-    """A row a stream, as one text: the driver describes and converts one column, not eight."""
+def _placed_postgresql(
+    tables: Tables, stream_id: Any, name: Any, head: Any, written: Any, moment: Any
+) -> Any:
+    """A stream's place as one text: the driver describes and converts one column, not eight."""
     installation = tables.installation
-    return select(
-        func.concat_ws(
-            _constant(SEPARATOR),
-            heads.c.id,
-            heads.c.name,
-            heads.c.head,
-            installation.c.incarnation,
-            _lineage(postgresql=True),
-            _time(func.statement_timestamp(), postgresql=True),
-            select(func.count()).select_from(written).scalar_subquery(),
-            _durable(),
-        )
-    ).select_from(heads.join(installation, installation.c.id == literal_column("1")))
+    incarnation = (
+        select(installation.c.incarnation)
+        .where(installation.c.id == literal_column("1"))
+        .scalar_subquery()
+    )
+    return func.concat_ws(
+        _constant(SEPARATOR),
+        stream_id,
+        name,
+        head,
+        incarnation,
+        _lineage(postgresql=True),
+        _time(moment, postgresql=True),
+        written,
+        _durable(),
+    )
 
 
 def append_one_postgresql(tables: Tables) -> Any:
-    """One event to one stream: what `_append_postgresql` does, in half the time."""
+    """One event to one stream: what `append_postgresql` does, in half the time."""
     streams, events = tables.streams, tables.events
     new: Any = select(
         bindparam("name", type_=Text), literal_column("1"), literal_column("1")
@@ -172,7 +178,7 @@ def append_one_postgresql(tables: Tables) -> Any:
         upsert.on_conflict_do_update(
             index_elements=[streams.c.name], set_={"head": streams.c.head + literal_column("1")}
         )
-        .returning(streams.c.id, streams.c.name, streams.c.head)
+        .returning(streams.c.id, streams.c.head)
         .cte("heads")
     )
     columns = ("event_id", "type", "data", "operation", "actor", "trace_parent")
@@ -182,13 +188,20 @@ def append_one_postgresql(tables: Tables) -> Any:
         *(bindparam(name, type_=Text) for name in columns),
         func.statement_timestamp(),
     )
-    written = (
+    return (
         events.insert()
         .from_select(["stream_id", "offset", *columns, "created_at"], row)
-        .returning(events.c.offset)
-        .cte("written")
+        .returning(
+            _placed_postgresql(
+                tables,
+                events.c.stream_id,
+                _constant(""),
+                events.c.offset,
+                literal_column("1"),
+                events.c.created_at,
+            )
+        )
     )
-    return _placed_postgresql(tables, heads, written)
 
 
 def append_postgresql(tables: Tables) -> Any:
@@ -196,7 +209,7 @@ def append_postgresql(tables: Tables) -> Any:
     streams, events = tables.streams, tables.events
 
     def array(name: str) -> Any:
-        return bindparam(name, type_=ARRAY(Text))
+        return cast(bindparam(name, type_=ARRAY(Text)), ARRAY(Text))  # SQLAlchemy 2.0.0 adds none
 
     columns = ("name", "event_id", "type", "data", "operation", "actor", "trace_parent")
     unnested = (
@@ -252,7 +265,12 @@ def append_postgresql(tables: Tables) -> Any:
         .returning(events.c.offset)
         .cte("written")
     )
-    return _placed_postgresql(tables, heads, written)
+    count = select(func.count()).select_from(written).scalar_subquery()
+    return select(
+        _placed_postgresql(
+            tables, heads.c.id, heads.c.name, heads.c.head, count, func.statement_timestamp()
+        )
+    )
 
 
 def upsert_sqlite(tables: Tables) -> Any:

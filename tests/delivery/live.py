@@ -162,7 +162,7 @@ class Client:
 
     async def numbers(self, count: int) -> list[int]:
         """What was said in the next `count` events, none of them about the connection."""
-        found = []
+        found: list[Any] = []
         for _ in range(count):
             message = await self.message()
             assert message is not None, f"the stream ended after {found[-3:]}"

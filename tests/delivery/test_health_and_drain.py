@@ -147,7 +147,7 @@ async def test_g3_errors_that_a_driver_raises_by_itself_do_not_end_polling(
     async with serving(coordinator) as site:
         client = await site.listen("thread:7")
         await client.named("subscribed")
-        coordinator.log.heads = heads  # type: ignore[method-assign]
+        coordinator.log.heads = heads  # type: ignore[method-assign, assignment]
         await failed.wait()
         await say(other, "thread:7", 1)
         assert await client.numbers(1) == [1]

@@ -126,7 +126,7 @@ async def test_g3_the_relay_survives_a_database_error_in_the_middle_of_a_deliver
             raise ConnectionResetError("the database went away")
         return await honest(*args)
 
-    coordinator.log.page = page  # type: ignore[method-assign]
+    coordinator.log.page = page  # type: ignore[method-assign, assignment]
     async with coordinator:
         await say(engine, "thread:7", 1)
         await layer.until(lambda: len(layer.taken) >= 1)

@@ -117,7 +117,8 @@ async def test_g3_g5_subscribers_that_attach_at_any_moment_see_all_after_it_once
     async def read(after: str | None) -> None:
         async with coordinator.subscribe("thread:7", after=after) as subscription:
             assert subscription.position is not None
-            start, offsets = subscription.position.offset, []
+            start = subscription.position.offset
+            offsets: list[int] = []
             while not offsets or offsets[-1] < total + 1:
                 offsets.append((await anext(subscription)).offset)
         seen.append((start, offsets))

@@ -74,7 +74,7 @@ async def test_many_questions_at_once_are_all_answered_in_one_order(demo: Any) -
     async with ada.stream(f"thread:{thread}") as stream:
         asked = [person.ask(thread, HOTTEST) for person in (ada, grace) for _ in range(5)]
         await asyncio.gather(*asked)
-        events = []
+        events: list[Any] = []
         while sum(event["type"] == "agent_completed" for event in events) < 10:
             events += await stream.until("agent_completed")
     shown = [event["data"]["id"] for event in events if event["type"] == "message.created"]

@@ -16,9 +16,9 @@ from commitcast.demo.question import understand
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-COUNTRIES = rows_of("countries")
-ELEMENTS = rows_of("elements")
-PLANETS = rows_of("planets")
+COUNTRIES: tuple[Any, ...] = rows_of("countries")
+ELEMENTS: tuple[Any, ...] = rows_of("elements")
+PLANETS: tuple[Any, ...] = rows_of("planets")
 
 Row = dict[str, Any]
 

@@ -30,7 +30,7 @@ def upgrade(
         schema: the option given to the coordinator; so with `prefix`.
         prefix: see `schema`.
     """
-    from commitcast.migrations import steps  # noqa: PLC0415 - Alembic is optional
+    from commitcast.migrations import steps
 
     step = steps.STEPS.get(revision)
     if step is None:
@@ -42,7 +42,7 @@ def downgrade(
     op: Any, revision: str = LATEST, *, schema: str | None = None, prefix: str | None = None
 ) -> None:
     """Undo one step; the events in its tables are gone."""
-    from commitcast.migrations import steps  # noqa: PLC0415 - Alembic is optional
+    from commitcast.migrations import steps
 
     step = steps.STEPS.get(revision)
     if step is None:
@@ -58,12 +58,10 @@ def migrate(
     Safe to run again and by several processes at once (PostgreSQL: under an advisory lock).
     """
     try:
-        from alembic import command  # noqa: PLC0415 - Alembic is optional
-        from alembic.config import Config  # noqa: PLC0415 - Alembic is optional
+        from alembic import command
+        from alembic.config import Config
     except ImportError as error:
-        raise CommitcastError(
-            "migrations need Alembic: install commitcast[migrate]"
-        ) from error
+        raise CommitcastError("migrations need Alembic: install commitcast[migrate]") from error
     naming = Naming.of(connection.dialect.name, schema, prefix)
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))

@@ -91,16 +91,11 @@ def _create_log(op: Any, naming: Naming) -> None:
         sa.Column("tail", sa.BigInteger, nullable=False),
         schema=schema,
         sqlite_autoincrement=True,
+        postgresql_with={"fillfactor": 50},
     )
     op.create_table(
         f"{prefix}events",
-        sa.Column(
-            "stream_id",
-            big,
-            sa.ForeignKey(f"{streams}.id", ondelete="CASCADE"),
-            primary_key=True,
-            autoincrement=False,
-        ),
+        sa.Column("stream_id", big, primary_key=True, autoincrement=False),
         sa.Column("offset", sa.BigInteger, primary_key=True, autoincrement=False),
         sa.Column("event_id", sa.String(32), nullable=False),
         sa.Column("type", sa.String(100), nullable=False),

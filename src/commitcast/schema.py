@@ -81,7 +81,6 @@ class Tables:
             Column("head", BigInteger, nullable=False),
             Column("tail", BigInteger, nullable=False),
             sqlite_autoincrement=True,
-            postgresql_with={"fillfactor": 50},  # heads are updated in place, over and over
         )
         """`head` is the last offset, `tail` the first that is still kept (head + 1 if none).
         Surrogate ids are never used again, so a stream made again has another epoch."""

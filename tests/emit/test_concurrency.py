@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import BigInteger, Identity, Integer, create_engine, insert, select
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from commitcast import Coordinator, Event, emit, sqlite
 
@@ -57,7 +58,13 @@ def tables(place: Place) -> Iterator[None]:
 
 @pytest.fixture
 async def coordinator(anyio_backend: str, place: Place) -> AsyncIterator[Coordinator]:
-    engine = create_async_engine(place.url, pool_size=WRITERS, max_overflow=4, pool_timeout=60)
+    engine = create_async_engine(
+        place.url,
+        poolclass=AsyncAdaptedQueuePool,  # SQLAlchemy 2.0.0 has another one for SQLite
+        pool_size=WRITERS,
+        max_overflow=4,
+        pool_timeout=60,
+    )
     if place.kind == "sqlite":
         sqlite.configure(engine)
     coordinator = Coordinator(engine)

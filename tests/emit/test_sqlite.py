@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from commitcast import sqlite
 from commitcast.errors import CommitcastError
@@ -22,7 +23,11 @@ if TYPE_CHECKING:
 async def engine(
     anyio_backend: str, place_of: Callable[[str], Place]
 ) -> AsyncIterator[AsyncEngine]:
-    engine = create_async_engine(place_of("sqlite").url, pool_size=16)
+    engine = create_async_engine(
+        place_of("sqlite").url,
+        poolclass=AsyncAdaptedQueuePool,  # SQLAlchemy 2.0.0 has another one
+        pool_size=16,
+    )
     sqlite.configure(engine)
     yield engine
     await engine.dispose()

@@ -254,9 +254,7 @@ class Log:
         """At most `limit` events with offsets after `after`; None reads the head alone."""
         cluster = await conn.run_sync(self._cluster_of)
         parameters = {"name": stream, "after": after or 0, "limit": 0 if after is None else limit}
-        rows = (await conn.execute(self._page, parameters)).all()
-        if not rows:
-            raise LogError("Commitcast's installation row is missing; run `commitcast migrate`")
+        rows = await self._read(conn, self._page, parameters)
         first = rows[0]
         if first.id is None:
             return Page(NOT_YET, ())
@@ -283,9 +281,7 @@ class Log:
     async def heads(self, conn: AsyncConnection, streams: Sequence[str]) -> dict[str, Head]:
         """The heads of `streams`, in one snapshot; those without events are `NOT_YET`."""
         cluster = await conn.run_sync(self._cluster_of)
-        rows = (await conn.execute(self._heads, {"names": list(streams)})).all()
-        if not rows:
-            raise LogError("Commitcast's installation row is missing; run `commitcast migrate`")
+        rows = await self._read(conn, self._heads, {"names": list(streams)})
         found = {
             row.name: Head(
                 epoch_of(row.incarnation, cluster, row.lineage, row.id), row.head, row.tail
@@ -294,6 +290,13 @@ class Log:
             if row.name is not None
         }
         return {name: found.get(name, NOT_YET) for name in streams}
+
+    @staticmethod
+    async def _read(conn: AsyncConnection, statement: Any, parameters: Any) -> Sequence[Any]:
+        rows = (await conn.execute(statement, parameters)).all()
+        if not rows:
+            raise LogError("Commitcast's installation row is missing; run `commitcast migrate`")
+        return rows
 
 
 @functools.lru_cache(maxsize=65_536)

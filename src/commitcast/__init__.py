@@ -3,23 +3,53 @@
 from commitcast.auth import ConnectionRequest
 from commitcast.coordinator import Coordinator
 from commitcast.emit import emit
-from commitcast.errors import CommitcastError, PositionLost, SubscriptionClosed
+from commitcast.errors import (
+    AlreadyCommitted,
+    CommitcastError,
+    IdempotencyConflict,
+    InProgress,
+    OperationError,
+    OperationLost,
+    OperationTimedOut,
+    OutcomeUnknown,
+    PositionLost,
+    SubscriptionClosed,
+)
 from commitcast.event import CommittedEvent, Event, Position
+from commitcast.notification import Layer, RecoveryAction, RollbackNotification
+from commitcast.operation import Operation
+from commitcast.outcome import Attempt, Outcome
 from commitcast.settings import Retention, Settings
 from commitcast.subscription import EARLIEST, AccessDenied, Reset, Subscription
+from commitcast.telemetry import CoordinationEvent, CoordinationEventType
 
 __all__ = [
     "EARLIEST",
     "AccessDenied",
+    "AlreadyCommitted",
+    "Attempt",
     "CommitcastError",
     "CommittedEvent",
     "ConnectionRequest",
+    "CoordinationEvent",
+    "CoordinationEventType",
     "Coordinator",
     "Event",
+    "IdempotencyConflict",
+    "InProgress",
+    "Layer",
+    "Operation",
+    "OperationError",
+    "OperationLost",
+    "OperationTimedOut",
+    "Outcome",
+    "OutcomeUnknown",
     "Position",
     "PositionLost",
+    "RecoveryAction",
     "Reset",
     "Retention",
+    "RollbackNotification",
     "Settings",
     "Subscription",
     "SubscriptionClosed",

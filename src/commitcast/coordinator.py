@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
-import signal
-import threading
+import logging
 from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import update
@@ -18,29 +16,37 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
 
 from commitcast.delivery import Delivery
+from commitcast.drain import close_gently, on_signals
 from commitcast.emit import Attachment, attach, detach
-from commitcast.errors import LogError, NotRunning, SchemaMissing
+from commitcast.errors import LogError, NotRunning, OperationError, SchemaMissing
 from commitcast.event import CommittedEvent, Position, check_stream
 from commitcast.log import Log
 from commitcast.notifier import InProcessNotifier, Notifier
+from commitcast.operation import Operation, execute
+from commitcast.operations import Operations, own_stream
+from commitcast.outcome import Attempt, Outcomes
 from commitcast.relay import Relay
 from commitcast.retention import Trimmer, erase_actor, erase_stream
 from commitcast.schema import Naming, Tables
 from commitcast.settings import Settings
 from commitcast.sqlite import READ_ONLY_OPTION
 from commitcast.subscription import Reset, Subscription
+from commitcast.telemetry import CoordinationEvent, CoordinationEventType, Observer, notify
+from commitcast.writer import is_in_memory
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-    from types import FrameType, TracebackType
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+    from types import TracebackType
 
-    from sqlalchemy.ext.asyncio import AsyncEngine  # needs greenlet, which base has not
+    from sqlalchemy.ext.asyncio import (
+        AsyncEngine,
+        AsyncSession,
+    )  # need greenlet, which base has not
 
     from commitcast.asgi import RealtimeApp
     from commitcast.auth import Authenticate, Authorize
     from commitcast.log import Written
-
-_DRAIN_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_logger = logging.getLogger("commitcast")
 
 
 class Coordinator:
@@ -54,6 +60,8 @@ class Coordinator:
         relay_name: str = "default",
         reader: AsyncEngine | None = None,
         notifier: Notifier | None = None,
+        sessions: Callable[[], AsyncSession] | None = None,
+        user_stream: Callable[[str], str] = own_stream,
         schema: str | None = None,
         prefix: str | None = None,
         settings: Settings | None = None,
@@ -70,6 +78,10 @@ class Coordinator:
             reader: the engine that delivery reads with; default is `engine`. Needed where
                 `engine` is sync, or its pool is too small to share.
             notifier: carries hints to other nodes; without one they find events by polling.
+            sessions: makes the sessions of `Operation.begin`, such as your ``async_sessionmaker``;
+                default are plain ones of `engine` that do not expire on commit.
+            user_stream: the stream of a user's own, which is told when an operation of theirs
+                fails; default ``user:<user>``.
             schema: the schema of Commitcast's tables on PostgreSQL; default ``commitcast``.
             prefix: the prefix of their names; default none, on SQLite ``commitcast_``.
             settings: limits and intervals; or give them one by one as `options`.
@@ -101,6 +113,12 @@ class Coordinator:
         self.tables = Tables(Naming.of(self._engine.dialect.name, schema, prefix))
         self.log = Log(self.tables, self._engine.dialect)
         self._notifier = notifier if notifier is not None else InProcessNotifier().endpoint()
+        self._sessions = sessions
+        self._user_stream = user_stream
+        self._observers: list[Observer] = []
+        self._rollback_hooks: list[Callable[[tuple[str, ...]], Any]] = []
+        self._rollbacks = 0
+        self._operations: Operations | None = None
         self._deliver = deliver
         self._relay_name = relay_name
         self._drain_on_signals = drain_on_signals
@@ -110,6 +128,8 @@ class Coordinator:
         self._drain: asyncio.Task[None] | None = None
         self._attached: list[Engine] = []
         self.attach(self._engine)
+        if self._writer is not None and self._writer.sync_engine is not self._engine:
+            self.attach(self._writer)  # for Operation.begin
 
     # --- engines --------------------------------------------------------------------------
 
@@ -140,7 +160,10 @@ class Coordinator:
             await self._check_schema(delivery)
             await delivery.open()
             stack.push_async_callback(delivery.close)
-            loops = [delivery.run()]
+            operations = await self._open_operations(delivery)
+            if operations is not None:
+                stack.push_async_callback(operations.close)
+            loops = [delivery.run(), *(operations.loops() if operations is not None else ())]
             if self.settings.retention.every_s > 0:
                 loops.append(self._trimmer().run())
             if self._deliver is not None:
@@ -158,9 +181,10 @@ class Coordinator:
                 loops.append(relay.run())
             await stack.enter_async_context(_running(loops))
             if self._drain_on_signals:
-                stack.enter_context(self._following_signals())
+                stack.enter_context(on_signals(self.begin_drain))
             self._draining = False
             self._delivery = delivery
+            self._operations = operations
             self._stack = stack.pop_all()
         return self
 
@@ -177,8 +201,24 @@ class Coordinator:
             if self._drain is not None:
                 self._drain.cancel()
                 self._drain = None
-            self._delivery = None
+            self._delivery = self._operations = None
             await stack.aclose()
+
+    async def _open_operations(self, delivery: Delivery) -> Operations | None:
+        engine = self._writer
+        if engine is None or is_in_memory(engine.sync_engine):
+            return None
+        make = self._sessions
+        if make is None:
+            from sqlalchemy.ext.asyncio import async_sessionmaker
+
+            make = async_sessionmaker(engine, expire_on_commit=False)
+        operations = Operations(
+            engine, self.tables, self.settings, session=make, deliver=delivery.publish,
+            hint=delivery.changed, observers=self._observers,
+        )  # fmt: skip
+        await operations.open()
+        return operations
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _app: object) -> AsyncIterator[None]:
@@ -210,6 +250,116 @@ class Coordinator:
             return
         async with self._writer.connect() as aconn:
             await aconn.run_sync(migrate, schema=self._schema, prefix=self._prefix)
+
+    # --- operations -----------------------------------------------------------------------
+
+    def operation(
+        self,
+        name: str,
+        *,
+        user: str | None = None,
+        stream: str | None = None,
+        id: str | None = None,  # noqa: A002 - the word of DESIGN §3
+        request: object = None,
+        user_message: str | None = None,
+        deadline_s: float | None = None,
+    ) -> Operation:
+        """One unit of work that succeeds or fails as a whole: ``async with``, see `Operation`.
+
+        Args:
+            name: what is done, such as ``answer``.
+            user: whose doing it is. Told on their own stream if it fails.
+            stream: where its events go unless `Operation.emit` says otherwise.
+            id: an idempotency key of the user's; the same again is the same operation. It belongs
+                to `user` and `name`, so others may use the same.
+            request: what was asked, any JSON values; the same id with another is refused.
+            user_message: what the user is told if it fails.
+            deadline_s: seconds after which it is rolled back; default ``operation_deadline_s``.
+
+        Raises:
+            InvalidEvent: a name, user, key or stream that cannot be one.
+            ValueError: neither `user` nor `stream` is given, so nobody could be told.
+            NotRunning: the coordinator is not entered, or its SQLite database is in memory.
+        """
+        operations = self._operations
+        if operations is None:
+            raise NotRunning(
+                "operations need a coordinator that is running (async with coordinator, or its "
+                "lifespan) on a database that more than one connection can open"
+            )
+        return operations.make(
+            name, user=user, told=None if user is None else self._user_stream(str(user)),
+            stream=stream, key=id, request=request, user_message=user_message,
+            deadline_s=deadline_s,
+        )  # fmt: skip
+
+    async def execute_coordinated_operation(
+        self,
+        operation_name: str,
+        db_operation: Callable[[AsyncSession], Any],
+        events: Sequence[object] | Callable[[Any], Sequence[object]] = (),
+        agent_state_updates: Sequence[object] = (),
+        cache: Sequence[object] = (),
+        user: str | None = None,
+        **options: Any,
+    ) -> Any:
+        """Work that is a function, as one operation: rows, events and outcome in one commit.
+
+        Args:
+            operation_name: as `operation`; so with `user` and `options`.
+            db_operation: takes the session, sync or async; what it returns is returned, and
+                stored if it is JSON.
+            events: what to emit: events for the operation's stream, pairs (stream, event), or a
+                function that takes the result and returns these.
+            agent_state_updates: not in this version; refused.
+            cache: likewise.
+            options: `stream`, `id`, `request`, `user_message`, `deadline_s` of `operation`.
+
+        Raises what `operation`, entering and leaving it raise, and what `db_operation` raised.
+        """
+        if agent_state_updates or cache:
+            raise OperationError(
+                None,
+                "agent_state_updates and cache are not in this version of Commitcast: write the "
+                "agent's state in db_operation, and drop the cache's keys in op.after_commit",
+            )
+        operation = self.operation(operation_name, user=user, **options)
+        return await execute(operation, db_operation, events)
+
+    async def find_operation(self, operation_id: str, *, user: str | None = None) -> Attempt | None:
+        """The newest attempt at an operation of `user`; None if there is none that is theirs (G7).
+
+        Without `user`, whoever's it is.
+        """
+        if self._operations is None:
+            raise NotRunning("find_operation needs a coordinator that is running")
+        found = await self._operations.latest(operation_id)
+        return found if found is not None and user in {None, found.actor} else None
+
+    async def operations(self, state: str, *, limit: int = 100) -> list[Attempt]:
+        """The newest attempts that are ``open``, ``unknown``, ``committed`` or ``rolled_back``."""
+        if self._writer is None:
+            raise NotRunning("operations need an async engine: Coordinator(engine, reader=…)")
+        outcomes = Outcomes(Log(self.tables, self._writer.sync_engine.dialect))
+        async with self._writer.connect() as conn:
+            return await conn.run_sync(lambda sync: outcomes.newest(sync, state, limit))
+
+    def observe(self, observer: Observer) -> None:
+        """Have `observer` called with every `CoordinationEvent` of this node; it must not block."""
+        self._observers.append(observer)
+
+    def on_rollback(self, hook: Callable[[tuple[str, ...]], Any]) -> None:
+        """Call `hook` with the streams when a transaction that had emitted was rolled back.
+
+        For plain sessions and connections, whose rollback is told to nobody; an operation's has
+        `Operation.on_rollback`. Called in the thread that rolls back; it must not block.
+        """
+        self._rollback_hooks.append(hook)
+
+    @property
+    def rollbacks(self) -> int:
+        """How many transactions that had emitted were rolled back since the coordinator was made."""
+        return self._rollbacks
 
     # --- reading --------------------------------------------------------------------------
 
@@ -297,43 +447,10 @@ class Coordinator:
         """
         if self._draining or self._delivery is None:
             return
-        self._draining = self._delivery.draining = True
-        self._drain = asyncio.get_running_loop().create_task(self._close_gently(self._delivery))
-
-    async def _close_gently(self, delivery: Delivery) -> None:
-        subscriptions = delivery.subscriptions()
-        random.shuffle(subscriptions)
-        for left in range(len(subscriptions), 0, -1):
-            subscriptions[left - 1].close("the node drains")
-            await asyncio.sleep(self.settings.drain_s / len(subscriptions))
-        for late in delivery.subscriptions():
-            late.close("the node drains")
-
-    @contextlib.contextmanager
-    def _following_signals(self) -> Any:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        loop = asyncio.get_running_loop()
-        before = {number: signal.getsignal(number) for number in _DRAIN_SIGNALS}
-
-        def handle(number: int, frame: FrameType | None) -> None:
-            loop.call_soon_threadsafe(self.begin_drain)
-            previous = before[signal.Signals(number)]
-            if callable(previous):
-                previous(number, frame)
-
-        # Only a handler that was set by whoever runs the loop is followed; the default one of
-        # SIGTERM ends the process at once, and there is nothing to add to that.
-        ours = [n for n, h in before.items() if callable(h) and h is not signal.default_int_handler]
-        for number in ours:
-            signal.signal(number, handle)
-        try:
-            yield
-        finally:
-            for number in ours:
-                if signal.getsignal(number) is handle:
-                    signal.signal(number, before[number])
+        self._draining = True
+        self._drain = asyncio.get_running_loop().create_task(
+            close_gently(self._delivery, self.settings.drain_s)
+        )
 
     # --- data -----------------------------------------------------------------------------
 
@@ -402,6 +519,19 @@ class Coordinator:
         delivery = self._delivery
         if delivery is not None:
             delivery.committed(written)
+
+    def rolled_back(self, streams: tuple[str, ...]) -> None:
+        """Called by the rollback hook; not for applications."""
+        self._rollbacks += 1
+        notify(
+            self._observers,
+            CoordinationEvent(CoordinationEventType.TRANSACTION_ROLLED_BACK, streams=streams),
+        )
+        for hook in self._rollback_hooks:
+            try:
+                hook(streams)
+            except Exception:
+                _logger.exception("commitcast: %r, called on a rollback, raised", hook)
 
 
 @contextlib.asynccontextmanager

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from commitcast.event import CommittedEvent
     from commitcast.log import Head, Log, Page, Written
     from commitcast.notifier import Notifier
     from commitcast.settings import Settings
@@ -248,7 +249,10 @@ class Delivery:
 
     def _publish(self, written: Written) -> None:
         self._unresolved.pop(written, None)
-        events = written.events
+        self.publish(written.events)
+
+    def publish(self, events: Sequence[CommittedEvent]) -> None:
+        """Hand committed events over, from memory, and hint other nodes; in the event loop."""
         first = events[0].stream
         if len(events) == 1 or all(e.stream == first for e in events):
             self._take(first, events)
@@ -271,14 +275,17 @@ class Delivery:
             self.need(feed)
             self._keep_bounds()
 
+    def changed(self, names: Collection[str]) -> None:
+        """Streams may have events that nobody handed over: read them from the log."""
+        self._hinted(names)
+        self._notifier.hint(names)
+
     def _look(self) -> None:
         self._looking = None
         over = [w for w in self._unresolved if w.has_ended()]
         for written in over:
             del self._unresolved[written]
-            names = {e.stream for e in written.events}
-            self._hinted(names)
-            self._notifier.hint(names)
+            self.changed({e.stream for e in written.events})
         if self._unresolved and self._open:
             self._look_s = min(self._look_s * 1.5, _LOOK_LAST_S)
             self._looking = self._loop.call_later(self._look_s, self._look)

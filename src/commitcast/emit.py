@@ -28,8 +28,10 @@ from commitcast.errors import (
     AutocommitRefused,
     InvalidEvent,
     IsolationRefused,
+    LateAnnouncement,
     NotAttached,
     NoTransaction,
+    OperationError,
     SeveralEngines,
     TwoPhaseRefused,
 )
@@ -41,7 +43,7 @@ from commitcast.event import (
     encode,
     resolve,
 )
-from commitcast.log import Log, Written
+from commitcast.log import Binding, Log, Written
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
 
 _KEY: Final = "commitcast"
 _CAPTURE: Final = "commitcast.capture"
+_BINDING: Final = "commitcast.binding"
 _ABOVE_READ_COMMITTED: Final = {"REPEATABLE READ", "SERIALIZABLE", "SNAPSHOT"}
 
 
@@ -71,6 +74,9 @@ class WriteObserver(Protocol):
 
     def committed(self, written: Written) -> None:
         """COMMIT returned."""
+
+    def rolled_back(self, streams: tuple[str, ...]) -> None:
+        """A transaction that had emitted to `streams` was rolled back; nobody is told by itself."""
 
 
 @dataclass(frozen=True)
@@ -107,14 +113,33 @@ class _Buffer:
 
     emits: list[_Emit] = field(default_factory=list)
     savepoints: dict[str, int] = field(default_factory=dict)
+    bound: _Bound | None = None
 
     def drop_since(self, order: int) -> None:
         for made in self.emits:
             made.void |= made.since >= order
         self.emits = [e for e in self.emits if not e.void]
+        if self.bound is not None and self.bound.since >= order:
+            self.bound = None
 
     def drop_scope(self, token: int) -> None:
         self.emits = [e for e in self.emits if token not in e.scope]
+        if self.bound is not None and self.bound.token == token:
+            self.bound = None
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(e.stream for e in self.emits))
+
+
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """The operation that a root transaction decides."""
+
+    binding: Binding
+    since: int
+    token: int | None
+    """Of the session whose transaction it is: its rollback undoes the tie."""
 
 
 class _SessionState:
@@ -155,6 +180,17 @@ class _SessionState:
                 tokens.append(self.nested.setdefault(current, next(_order)))
             current = current.parent
         return tuple(tokens)
+
+    def add(self, conn: Connection) -> None:
+        """The transaction has begun on a connection."""
+        known = self.live_connection()
+        if known is None:
+            self.connection = weakref.ref(conn)
+        elif known is not conn:
+            attached = conn.dialect in _attachments and known.dialect not in _attachments
+            ours = conn if attached else known
+            self.connection = weakref.ref(ours)
+            self.others.append(weakref.ref(known if ours is conn else conn))
 
     def connections(self) -> list[Connection]:
         """Those that the session's transaction has begun on."""
@@ -216,6 +252,66 @@ def emit(
         _emit_in_session(place, stream, event, labels)
     else:
         _emit_on_connection(place, stream, event, labels)
+
+
+def bind(target: EmitTarget, binding: Binding, *, after: int = 0) -> None:
+    """Tie an operation to the transactions of `target`, a session or a connection in one.
+
+    A session stays tied through rollbacks, until `unbind`; a connection for this transaction.
+
+    Raises:
+        NotAttached, NoTransaction: as `emit`.
+        LateAnnouncement: the transaction began before `after`, a value of `moment`.
+        OperationError: another operation is tied to it.
+    """
+    place = _sync(target)
+    if isinstance(place, Connection):
+        _attachment(place)
+        if not place.in_transaction():
+            raise NoTransaction(
+                "the connection has no transaction that the operation could be tied to; bind after "
+                "begin() or after the first statement"
+            )
+        _tie(place, binding, None)
+        return
+    if place.info.get(_BINDING, binding) is not binding:
+        raise OperationError(
+            None, "the session is bound to another operation; use a session of its own"
+        )
+    state = _state_of(place)
+    conn = None if state is None else state.live_connection()
+    if state is not None and conn is not None:
+        _attachment(conn)
+        if state.token < after:
+            raise LateAnnouncement(
+                None,
+                "the session's transaction began before the operation was announced, so that a "
+                "crash in between would have been told to nobody; enter the operation first, or "
+                "commit or roll back the session before",
+            )
+        _tie(conn, binding, state.token)
+    place.info[_BINDING] = binding
+
+
+def unbind(target: EmitTarget, binding: Binding) -> None:
+    """Untie an operation from a session; one in a transaction that is open is not committed by it."""
+    place = _sync(target)
+    if isinstance(place, Session) and place.info.get(_BINDING) is binding:
+        del place.info[_BINDING]
+
+
+def moment() -> int:
+    """A place in the order of this process's transactions and emits; later ones are larger."""
+    return next(_order)
+
+
+def _tie(conn: Connection, binding: Binding, token: int | None) -> None:
+    buffer = _buffer(_root(conn))
+    if buffer.bound is not None and buffer.bound.binding is not binding:
+        raise OperationError(
+            None, "the transaction is bound to another operation; use a transaction of its own"
+        )
+    buffer.bound = _Bound(binding, next(_order), token)
 
 
 def attach(engine: Engine, attachment: Attachment) -> None:
@@ -441,15 +537,12 @@ def _after_begin(session: Session, transaction: SessionTransaction, conn: Connec
     if state is None:
         state = _begin_state(session)
     attached = conn.dialect in _attachments
-    known = state.live_connection()
-    if known is None:
-        state.connection = weakref.ref(conn)
-    elif known is not conn:
-        ours = conn if attached and known.dialect not in _attachments else known
-        state.connection = weakref.ref(ours)
-        state.others.append(weakref.ref(known if ours is conn else conn))
+    state.add(conn)
     if not attached:
         return
+    binding = session.info.get(_BINDING)
+    if binding is not None and not transaction.nested:
+        _tie(conn, binding, state.token)
     if state.unbound:
         buffer = _buffer(_root(conn))
         for made in state.unbound:
@@ -471,7 +564,7 @@ def _before_commit(session: Session) -> None:
     if not session.in_nested_transaction():
         state.committing = True
     # Also for a savepoint: `with session.begin()` commits what was left open inside it.
-    if state.unbound:
+    if state.unbound or (_BINDING in session.info and state.live_connection() is None):
         session.connection()  # so that there is a transaction to write in; no more than that
     if state.others and any(map(_has_emits, state.connections())):
         raise SeveralEngines(
@@ -490,8 +583,10 @@ def _after_commit(session: Session) -> None:
     # transaction that ran our statement and has ended without an error is committed.
     if written is not None and written.has_committed(conn):
         del _written[conn]
+        if written.binding is not None:
+            written.binding.committed()
         attachment = _attachments.get(conn.dialect)
-        if attachment is not None:
+        if attachment is not None and written.events:
             attachment.observer.committed(written)
 
 
@@ -506,9 +601,14 @@ def _after_soft_rollback(session: Session, previous: SessionTransaction) -> None
     token = state.token if ended is root else (state.nested or {}).get(ended)
     if token is None:
         return
+    if ended is root and state.unbound:
+        streams = tuple(dict.fromkeys(e.stream for e in state.unbound))
+        _tell_rolled_back(session.get_bind(), streams, session.info.get(_BINDING))
     state.unbound = [e for e in state.unbound if token not in e.scope]
     state.captured = [e for e in state.captured if token not in e.scope]
     for conn in state.connections():
+        if ended is root:
+            _forget_written(conn)
         transaction = conn.get_transaction()
         buffer = _buffers.get(transaction) if isinstance(transaction, RootTransaction) else None
         if buffer is not None:
@@ -537,29 +637,53 @@ def _rollback_savepoint(conn: Connection, name: str, _context: None) -> None:
 
 def _rollback(conn: Connection) -> None:
     root = conn.get_transaction()
-    if isinstance(root, RootTransaction):
-        _buffers.pop(root, None)
-    _written.pop(conn, None)
+    buffer = _buffers.pop(root, None) if isinstance(root, RootTransaction) else None
+    if buffer is not None:
+        _tell_rolled_back(conn, buffer.streams, buffer.bound)
+    _forget_written(conn)
 
 
 def _commit(conn: Connection) -> None:
     root = conn.get_transaction()
     buffer = _buffers.pop(root, None) if isinstance(root, RootTransaction) else None
-    if buffer is None or not buffer.emits or root is None:
+    if buffer is None or root is None or not (buffer.emits or buffer.bound):
         return
     try:
         attachment = _attachment(conn)
         log = attachment.log
-        _refuse_level(_level_option(conn), row_locks=conn.dialect.name != "sqlite")
+        row_locks = bool(buffer.emits) and conn.dialect.name != "sqlite"
+        _refuse_level(_level_option(conn), row_locks=row_locks)
         _refuse_level(log.autocommit_level(conn), row_locks=False)
         buffer.emits.sort(key=lambda e: e.order)
         encoded = [e.resolved(attachment.max_event_bytes) for e in buffer.emits]
-        written = Written(weakref.ref(root), log.append(conn, encoded))
-        _written[conn] = written
-        attachment.observer.written(written)
+        binding = None if buffer.bound is None else buffer.bound.binding
+        if binding is not None:  # before the heads: one order of locks everywhere
+            binding.write(conn, log, buffer.streams)
+        events = log.append(conn, encoded) if encoded else ()
+        written = _written[conn] = Written(weakref.ref(root), events, binding)
+        if events:
+            attachment.observer.written(written)
     except BaseException as error:
         _end(conn, error)
+        _tell_rolled_back(conn, buffer.streams, buffer.bound)
         raise
+
+
+def _forget_written(conn: Connection) -> None:
+    """The transaction was rolled back after our statement ran, if its connection is sound."""
+    written = _written.pop(conn, None)
+    if written is not None and not conn.invalidated:
+        streams = tuple(dict.fromkeys(e.stream for e in written.events))
+        _tell_rolled_back(conn, streams, written.binding)
+
+
+def _tell_rolled_back(
+    bind: Engine | Connection, streams: tuple[str, ...], bound: object | None
+) -> None:
+    """Tell the observer of a plain transaction; an operation's end is told by its outcome."""
+    attachment = _attachments.get(bind.dialect)
+    if attachment is not None and streams and bound is None:
+        attachment.observer.rolled_back(streams)
 
 
 def _end(conn: Connection, reason: BaseException) -> None:

@@ -6,7 +6,7 @@ developers and operators; nothing here is ever sent to a user.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from commitcast.event import Position
@@ -87,3 +87,73 @@ class SubscriptionClosed(CommitcastError):
         self.stream = stream
         self.position = position
         self.reason = reason
+
+
+class OperationError(CommitcastError):
+    """Base of what `Coordinator.operation` refuses or reports; `operation_id` says which."""
+
+    def __init__(self, operation_id: str | None, message: str) -> None:
+        super().__init__(message)
+        self.operation_id = operation_id
+
+
+class AlreadyCommitted(OperationError):
+    """The operation of this id has committed before; `result` is what it stored (JSON values)."""
+
+    def __init__(self, operation_id: str, result: Any) -> None:
+        super().__init__(
+            operation_id, f"operation {operation_id} has committed already; answer with its result"
+        )
+        self.result = result
+
+
+class InProgress(OperationError):
+    """The operation of this id is being worked on, or its outcome is not known yet."""
+
+    def __init__(self, operation_id: str) -> None:
+        super().__init__(
+            operation_id, f"operation {operation_id} is in progress; ask for its outcome later"
+        )
+
+
+class IdempotencyConflict(OperationError):
+    """The same id was given before with another request (`request=`)."""
+
+    def __init__(self, operation_id: str) -> None:
+        super().__init__(
+            operation_id,
+            f"operation {operation_id} was announced with another request; use a new id for it",
+        )
+
+
+class LateAnnouncement(OperationError):
+    """Work began before the operation was announced; enter the operation first."""
+
+
+class OperationEnded(OperationError):
+    """The operation has an outcome, or was left, or was not entered; nothing can be added to it."""
+
+
+class OperationLost(OperationError):
+    """Someone else decided the outcome: this node was taken for dead, or the deadline passed.
+
+    Raised by the commit that came too late, which is rolled back.
+    """
+
+
+class OperationTimedOut(OperationError, TimeoutError):
+    """The operation took longer than its deadline."""
+
+
+class OutcomeUnknown(OperationError):
+    """COMMIT may or may not have happened, and the database cannot be asked now.
+
+    Commitcast goes on asking; if it did not commit, the rollback notification follows.
+    """
+
+    def __init__(self, operation_id: str) -> None:
+        super().__init__(
+            operation_id,
+            f"the outcome of operation {operation_id} is not known while the database is away; "
+            "it will be settled as soon as it can be asked",
+        )

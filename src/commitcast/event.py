@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast, runtime_checkable
 import orjson
 
 from commitcast.errors import InvalidEvent
+from commitcast.telemetry import CoordinationEventType
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +32,7 @@ _TYPE = re.compile(r"[A-Za-z][A-Za-z0-9._:-]{0,99}")
 _EPOCH = re.compile(r"[a-z0-9]{1,32}")
 _LABEL_LENGTH: Final = 200
 _RESERVED: Final = "commitcast."
+_RESERVED_TYPES: Final = frozenset(CoordinationEventType)
 _MAX_OFFSET: Final = 2**63 - 1
 _MAX_DIGITS: Final = len(str(_MAX_OFFSET))
 
@@ -203,8 +205,10 @@ def check_type(name: object) -> str:
             f"{_shown(name)} is not an event type: 1 to 100 of A-Z a-z 0-9 . _ : -, beginning "
             "with a letter, such as 'message.created'"
         )
-    if name.startswith(_RESERVED):
-        raise InvalidEvent(f"event types that begin with {_RESERVED!r} are reserved, not {name!r}")
+    if name.startswith(_RESERVED) or name in _RESERVED_TYPES:
+        raise InvalidEvent(
+            f"{name!r} is a type that only Commitcast sends, as all that begin with {_RESERVED!r}"
+        )
     return name
 
 

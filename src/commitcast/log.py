@@ -11,7 +11,7 @@ import functools
 import hashlib
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self
 
 import orjson
 
@@ -21,7 +21,7 @@ from commitcast.event import NEW_EPOCH, CommittedEvent, EncodedEvent, Position
 
 if TYPE_CHECKING:
     import weakref
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from sqlalchemy import Dialect
     from sqlalchemy.engine import Connection, RootTransaction
@@ -52,12 +52,27 @@ class _Placed(NamedTuple):
         return cls(int(stream_id), name, int(head), incarnation, lineage, time, int(written))
 
 
+class Binding(Protocol):
+    """What an operation ties to a transaction; called in the thread that commits."""
+
+    def write(self, conn: Connection, log: Log, streams: Collection[str]) -> None:
+        """Run what comes before the log's own statement; `streams` have events in it.
+
+        What it raises keeps the transaction from committing.
+        """
+
+    def committed(self) -> None:
+        """COMMIT returned."""
+
+
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class Written:
-    """Events that our statement wrote in a transaction whose COMMIT has yet to return."""
+    """What our statements wrote in a transaction whose COMMIT has yet to return."""
 
     root: weakref.ref[RootTransaction]
     events: tuple[CommittedEvent, ...]
+    binding: Binding | None = None
+    """The operation that the transaction decides."""
 
     def has_ended(self) -> bool:
         """Whether the transaction is over, either way."""

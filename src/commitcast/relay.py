@@ -135,8 +135,9 @@ class Relay:
             insert = self._insert(conn, relays).values(
                 name=self._name, owner=self._owner, leased_until=until
             )
-            first = await conn.execute(insert.on_conflict_do_nothing())
-            if first.rowcount == 1:
+            # not rowcount, which drivers keep for UPDATE and DELETE only
+            first = insert.on_conflict_do_nothing().returning(relays.c.name)
+            if await conn.scalar(first) is not None:
                 await self._start_from_here(conn)
                 return True
             taken = await conn.execute(

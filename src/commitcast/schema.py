@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     DateTime,
     ForeignKey,
     Identity,
+    Index,
     Integer,
     MetaData,
     String,
     Table,
     Text,
+    false,
 )
 from sqlalchemy.dialects import sqlite
 
@@ -30,7 +33,10 @@ if TYPE_CHECKING:
 DEFAULT_SCHEMA: Final = "commitcast"
 DEFAULT_PREFIX: Final = "commitcast_"
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,39}")
-_TABLES: Final = ("installation", "streams", "events", "relays", "deliveries", "version")
+_TABLES: Final = (
+    "installation", "streams", "events", "relays", "deliveries", "nodes", "operations", "outcomes",
+    "version",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,56 @@ class Tables:
             Column("delivered", BigInteger, nullable=False),
         )
         """How far each stream has been handed to a ``deliver`` callable."""
+
+        self.nodes = table(
+            "nodes",
+            Column("id", String(32), primary_key=True),
+            Column("term", BigInteger, nullable=False),
+            Column("heartbeat", moment),
+        )
+        """One row a node. `term` grows when it is declared dead or leaves; `heartbeat` is then
+        null, so that nobody declares it again."""
+
+        self.operations = table(
+            "operations",
+            Column("id", String(32), primary_key=True),
+            Column("attempt", Integer, primary_key=True, autoincrement=False),
+            Column("name", String(100), nullable=False),
+            Column("actor", String(200)),
+            Column("key", String(200)),
+            Column("request_hash", String(32)),
+            Column("node", String(32), nullable=False),
+            Column("term", BigInteger, nullable=False),
+            Column("announced_at", moment, nullable=False),
+            Column("deadline", moment, nullable=False),
+            Column("streams", Text, nullable=False),
+            Column("shown", Text, nullable=False),
+            Column("user_message", Text),
+            Column("settled", Boolean, nullable=False, default=False),
+        )
+        """Announced attempts. With a key, the id is made from actor, name and key, so that the
+        primary key is what is unique. `streams` (JSON) are told of a rollback, `shown` are those
+        of them that something was shown on. `settled` only spares the reaper a look: the truth is
+        in `outcomes`."""
+        operations = self.operations.c
+        Index(
+            f"{naming.prefix}operations_open",
+            operations.node,
+            postgresql_where=operations.settled == false(),
+            sqlite_where=operations.settled == false(),
+        )
+        Index(f"{naming.prefix}operations_announced_at", operations.announced_at)
+
+        self.outcomes = table(
+            "outcomes",
+            Column("operation_id", String(32), primary_key=True),
+            Column("attempt", Integer, primary_key=True, autoincrement=False),
+            Column("outcome", String(12), nullable=False),
+            Column("result", Text),
+            Column("error", Text),
+            Column("decided_at", moment, nullable=False),
+        )
+        """One row an attempt, ever: the first INSERT wins, by the primary key."""
 
     @property
     def version_table(self) -> str:

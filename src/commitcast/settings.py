@@ -60,6 +60,14 @@ class Settings:
     """Time over which clients are closed when the node stops."""
     relay_lease_s: float = 10.0
     """How long a node that died keeps others from delivering to ``deliver``."""
+    lease_s: float = 10.0
+    """How long a node may be silent before others declare it dead and settle its operations."""
+    operation_deadline_s: float = 300.0
+    """How long an operation may take, unless it says otherwise; then it is rolled back."""
+    commit_limit_s: float = 30.0
+    """How long ``Operation.begin`` waits for COMMIT before it asks the database what became of it."""
+    settle_wait_s: float = 5.0
+    """How long leaving an operation waits for its outcome; settling goes on afterwards."""
     retention: Retention = field(default_factory=Retention)
 
     def __post_init__(self) -> None:
@@ -67,7 +75,8 @@ class Settings:
             "max_event_bytes", "poll_interval_s", "page_events", "read_connections",
             "stream_buffer_bytes", "node_buffer_bytes", "buffer_age_s", "chunk_bytes",
             "write_deadline_s", "keep_alive_s", "retry_ms", "max_connections",
-            "max_connections_per_user", "relay_lease_s",
+            "max_connections_per_user", "relay_lease_s", "lease_s", "operation_deadline_s",
+            "commit_limit_s", "settle_wait_s",
         ):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be more than 0, not {getattr(self, name)!r}")

@@ -41,7 +41,7 @@ def configure(engine: Engine | AsyncEngine, *, busy_timeout_s: float = 30.0) -> 
     sync = engine if isinstance(engine, Engine) else engine.sync_engine
     if sync.dialect.name != "sqlite":
         raise CommitcastError(f"sqlite.configure takes a SQLite engine, not {sync.dialect.name}")
-    queue = _WriterQueue(busy_timeout_s)
+    queue = _queues[sync] = _WriterQueue(busy_timeout_s)
     timeout_ms = int(busy_timeout_s * 1000)
 
     def on_connect(dbapi: Any, _record: object) -> None:
@@ -55,6 +55,37 @@ def configure(engine: Engine | AsyncEngine, *, busy_timeout_s: float = 30.0) -> 
         finally:
             cursor.close()
 
+    def on_checkin(dbapi: Any, record: ConnectionPoolEntry) -> None:
+        # A COMMIT that SQLite refuses (a deferred constraint) leaves its transaction open, with
+        # the write lock, and SQLAlchemy takes it for ended.
+        driver: Any = record.driver_connection
+        if dbapi is not None and driver is not None and driver.in_transaction:
+            dbapi.rollback()
+
+    sa_event.listen(sync, "connect", on_connect)
+    sa_event.listen(sync, "checkin", on_checkin)
+    _queue_writers(sync, queue)
+
+
+def configure_own(own: Engine, engine: Engine) -> None:
+    """Set up Commitcast's own engine beside a team's, whose pool it was made from.
+
+    Where `engine` was configured, both queue together, and connections are set up already.
+    """
+    queue = _queues.get(engine)
+    if queue is None:
+        configure(own)
+    else:
+        _queue_writers(own, queue)
+
+
+def holds_writer(engine: Engine) -> bool:
+    """Whether the running task has a write transaction open on `engine`: another would wait for it."""
+    queue = _queues.get(engine)
+    return queue is not None and queue.held_by_this_task()
+
+
+def _queue_writers(engine: Engine, queue: _WriterQueue) -> None:
     def on_begin(conn: Connection) -> None:
         if conn.get_execution_options().get(READ_ONLY_OPTION):
             conn.exec_driver_sql("BEGIN")
@@ -65,16 +96,7 @@ def configure(engine: Engine | AsyncEngine, *, busy_timeout_s: float = 30.0) -> 
         finally:
             queue.begun(conn)
 
-    def on_checkin(dbapi: Any, record: ConnectionPoolEntry) -> None:
-        # A COMMIT that SQLite refuses (a deferred constraint) leaves its transaction open, with
-        # the write lock, and SQLAlchemy takes it for ended.
-        driver: Any = record.driver_connection
-        if dbapi is not None and driver is not None and driver.in_transaction:
-            dbapi.rollback()
-
-    sa_event.listen(sync, "connect", on_connect)
-    sa_event.listen(sync, "checkin", on_checkin)
-    sa_event.listen(sync, "begin", on_begin)
+    sa_event.listen(engine, "begin", on_begin)
 
 
 class _WriterQueue:
@@ -90,6 +112,7 @@ class _WriterQueue:
         self._guard = threading.Lock()
         self._waiting: deque[object] = deque()
         self._writer: weakref.ref[Connection] | None = None
+        self._task: weakref.ref[asyncio.Task[Any]] | None = None
         self._beginning = False
 
     def enter(self, conn: Connection) -> None:
@@ -134,4 +157,24 @@ class _WriterQueue:
                 return False
             self._waiting.popleft()
             self._writer, self._beginning = weakref.ref(conn), True
+            task = _current_task()
+            self._task = None if task is None else weakref.ref(task)
             return True
+
+    def held_by_this_task(self) -> bool:
+        """Whether the open write transaction was begun by the task that asks."""
+        with self._guard:
+            writer = self._writer() if self._writer is not None else None
+            task = self._task() if self._task is not None else None
+            busy = writer is not None and (self._beginning or writer.in_transaction())
+            return busy and task is not None and task is _current_task()
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no event loop in this thread
+        return None
+
+
+_queues: weakref.WeakKeyDictionary[Engine, _WriterQueue] = weakref.WeakKeyDictionary()

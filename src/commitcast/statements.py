@@ -52,12 +52,19 @@ class Prepared:
 
     def all(self, conn: Connection, values: dict[str, Any]) -> Sequence[Any]:
         """Run it and return its rows, as plain tuples."""
+        return self._run(conn, values, rows=True)
+
+    def run(self, conn: Connection, values: dict[str, Any]) -> None:
+        """Run it; it returns no rows."""
+        self._run(conn, values, rows=False)
+
+    def _run(self, conn: Connection, values: dict[str, Any], *, rows: bool) -> Sequence[Any]:
         sql = self._ready()
         arguments = self._arguments(values)
         cursor = conn.connection.cursor()
         try:
             cursor.execute(sql, arguments)
-            return cursor.fetchall()
+            return cursor.fetchall() if rows else ()
         except self._dialect.loaded_dbapi.Error as error:
             raise self._translated(conn, cursor, error) from error
         finally:

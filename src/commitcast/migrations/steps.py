@@ -142,4 +142,64 @@ def _drop_log(op: Any, naming: Naming) -> None:
         op.drop_table(f"{prefix}{name}", schema=schema)
 
 
-STEPS: Final = {"0001": Step(_create_log, _drop_log)}
+def _create_operations(op: Any, naming: Naming) -> None:
+    schema, prefix = naming.schema, naming.prefix
+    moment = sa.DateTime(timezone=True).with_variant(sqlite.TEXT(), "sqlite")
+    op.create_table(
+        f"{prefix}nodes",
+        sa.Column("id", sa.String(32), primary_key=True),
+        sa.Column("term", sa.BigInteger, nullable=False),
+        sa.Column("heartbeat", moment),
+        schema=schema,
+    )
+    op.create_table(
+        f"{prefix}operations",
+        sa.Column("id", sa.String(32), primary_key=True),
+        sa.Column("attempt", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("name", sa.String(100), nullable=False),
+        sa.Column("actor", sa.String(200)),
+        sa.Column("key", sa.String(200)),
+        sa.Column("request_hash", sa.String(32)),
+        sa.Column("node", sa.String(32), nullable=False),
+        sa.Column("term", sa.BigInteger, nullable=False),
+        sa.Column("announced_at", moment, nullable=False),
+        sa.Column("deadline", moment, nullable=False),
+        sa.Column("streams", sa.Text, nullable=False),
+        sa.Column("shown", sa.Text, nullable=False),
+        sa.Column("user_message", sa.Text),
+        sa.Column("settled", sa.Boolean, nullable=False),
+        schema=schema,
+    )
+    still_open = sa.column("settled", sa.Boolean) == sa.false()
+    op.create_index(
+        f"{prefix}operations_open",
+        f"{prefix}operations",
+        ["node"],
+        schema=schema,
+        postgresql_where=still_open,
+        sqlite_where=still_open,
+    )
+    op.create_index(
+        f"{prefix}operations_announced_at", f"{prefix}operations", ["announced_at"], schema=schema
+    )
+    op.create_table(
+        f"{prefix}outcomes",
+        sa.Column("operation_id", sa.String(32), primary_key=True),
+        sa.Column("attempt", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("outcome", sa.String(12), nullable=False),
+        sa.Column("result", sa.Text),
+        sa.Column("error", sa.Text),
+        sa.Column("decided_at", moment, nullable=False),
+        schema=schema,
+    )
+
+
+def _drop_operations(op: Any, naming: Naming) -> None:
+    for name in ("outcomes", "operations", "nodes"):
+        op.drop_table(f"{naming.prefix}{name}", schema=naming.schema)
+
+
+STEPS: Final = {
+    "0001": Step(_create_log, _drop_log),
+    "0002": Step(_create_operations, _drop_operations),
+}

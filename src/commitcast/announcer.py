@@ -1,0 +1,67 @@
+"""Announcements: what is written before the work begins, many operations in one transaction.
+
+While one transaction is under way the operations that come meanwhile gather, and go together in
+the next. So under load an announcement costs a share of one insert and one fsync.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from commitcast.outcome import Announcement, Attempt, Outcomes
+    from commitcast.writer import Writer
+
+_AT_ONCE: Final = 500
+
+
+class Announcer:
+    """Announces for one node."""
+
+    def __init__(self, writer: Writer, outcomes: Outcomes) -> None:
+        self._writer = writer
+        self._outcomes = outcomes
+        self._waiting: list[tuple[Announcement, asyncio.Future[int | Attempt]]] = []
+        self._writing: asyncio.Task[None] | None = None
+
+    def announce(self, wanted: Announcement) -> asyncio.Future[int | Attempt]:
+        """See `Outcomes.announce`; the future must not be cancelled, since the row may be written.
+
+        It raises what the database did; then the row may or may not be there.
+        """
+        answer: asyncio.Future[int | Attempt] = asyncio.get_running_loop().create_future()
+        self._waiting.append((wanted, answer))
+        if self._writing is None:
+            self._writing = asyncio.create_task(self._write())
+        return answer
+
+    async def close(self) -> None:
+        """Stop; whoever still waits is told."""
+        if self._writing is not None:
+            self._writing.cancel()
+            await asyncio.gather(self._writing, return_exceptions=True)
+        for _, answer in self._waiting:
+            answer.set_exception(ConnectionError("the node stops"))
+        self._waiting = []
+
+    async def _write(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting[:_AT_ONCE], self._waiting[_AT_ONCE:]
+            wanted = [announcement for announcement, _ in batch]
+            try:
+                answers = await self._writer.run(
+                    lambda conn, wanted=wanted: self._outcomes.announce(conn, wanted),  # type: ignore[misc]
+                    bounded=False,
+                )
+            except BaseException as error:
+                for _, answer in batch:
+                    answer.set_exception(
+                        error if isinstance(error, Exception) else ConnectionError("the node stops")
+                    )
+                if not isinstance(error, Exception):
+                    raise
+            else:
+                for (_, answer), one in zip(batch, answers, strict=True):
+                    answer.set_result(one)
+        self._writing = None

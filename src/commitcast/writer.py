@@ -1,0 +1,100 @@
+"""What Commitcast itself writes: on connections of its own, never one of the caller's pool.
+
+An operation is announced while its caller may hold every connection of the team's pool, and is
+settled when the caller's connection is lost. The own engine is made from the team's: same
+driver, arguments and listeners of the pool, at READ COMMITTED, with connections opened as needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from sqlalchemy import Text, cast, func, literal, select, true
+
+from commitcast import sqlite
+from commitcast.errors import CommitcastError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import Engine
+    from sqlalchemy.engine import Connection
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+_T = TypeVar("_T")
+
+_CONNECTIONS: Final = 4
+_LOCK_TIMEOUT: Final = "2s"
+_LIMIT_S: Final = 15.0
+
+
+class Writer:
+    """Runs short pieces of work, each in one transaction of its own."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self.engine = own_engine(engine)
+        self._postgresql = self.engine.dialect.name == "postgresql"
+        # SQLite has one writer; the others would only hold connections while they wait.
+        self._places = asyncio.Semaphore(_CONNECTIONS if self._postgresql else 1)
+        self._readers = asyncio.Semaphore(1)
+        self._reader = self.engine.execution_options(**{sqlite.READ_ONLY_OPTION: True})
+
+    async def run(
+        self, work: Callable[[Connection], _T], *, bounded: bool = True, limit_s: float = _LIMIT_S
+    ) -> _T:
+        """Run `work` and commit; returned means committed.
+
+        Args:
+            work: takes the connection; must not keep it.
+            bounded: end a wait for another transaction's lock after 2 s, with the database's error.
+            limit_s: raises TimeoutError after so many seconds, whatever the database does.
+        """
+        async with (
+            self._places,
+            asyncio.timeout(limit_s),
+            self.engine.begin() as conn,
+        ):
+            if bounded and self._postgresql:
+                await conn.execute(_bounded())
+            return await conn.run_sync(work)
+
+    async def read(self, look: Callable[[Connection], _T], *, limit_s: float = _LIMIT_S) -> _T:
+        """Run what only reads; on SQLite it waits for no writer."""
+        async with self._readers, asyncio.timeout(limit_s), self._reader.connect() as conn:
+            return await conn.run_sync(look)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self.engine.dispose()
+
+
+def own_engine(engine: AsyncEngine) -> AsyncEngine:
+    """An engine on the same database with a pool of its own."""
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    sync: Engine = engine.sync_engine
+    if sync.dialect.name == "sqlite" and is_in_memory(sync):
+        raise CommitcastError(
+            "operations need a SQLite database in a file: one in memory belongs to a single "
+            "connection, so that nothing could be announced beside the caller's transaction"
+        )
+    options: dict[str, Any] = {}
+    if sync.dialect.name == "postgresql":
+        options["execution_options"] = {"isolation_level": "READ COMMITTED"}
+    own = create_async_engine(sync.url, pool=sync.pool.recreate(), **options)
+    if sync.dialect.name == "sqlite":
+        sqlite.configure_own(own.sync_engine, sync)
+    return own
+
+
+def is_in_memory(engine: Engine) -> bool:
+    """Whether a SQLite engine has its database in memory."""
+    name = engine.url.database or ""
+    return name in {"", ":memory:"} or "mode=memory" in str(engine.url) or ":memory:" in name
+
+
+def _bounded() -> Any:
+    return select(
+        func.set_config(literal("lock_timeout"), cast(literal(_LOCK_TIMEOUT), Text), true())
+    )

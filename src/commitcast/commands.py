@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import importlib
 import sys
+from datetime import UTC, datetime
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
+import orjson
 import typer
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from commitcast.coordinator import Coordinator
+    from commitcast.outcome import Attempt
 
 app = typer.Typer(
     name="commitcast",
@@ -74,6 +78,67 @@ def trim(database_url: DatabaseUrl, schema: Schema = None, prefix: Prefix = None
     """Apply the default retention (7 days, 100,000 events a stream) now."""
     gone = _with_coordinator(database_url, schema, prefix, lambda c: c.trim())
     typer.echo(f"Trimmed {gone} events.")
+
+
+class State(StrEnum):
+    """What `operations` lists."""
+
+    OPEN = "open"
+    UNKNOWN = "unknown"
+    ROLLED_BACK = "rolled_back"
+    COMMITTED = "committed"
+
+
+@app.command()
+def operations(
+    database_url: DatabaseUrl,
+    state: Annotated[
+        list[State] | None,
+        typer.Option(help="Only these; may be repeated. Default: open, unknown and rolled_back."),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Newest of each state.")] = 50,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
+    schema: Schema = None,
+    prefix: Prefix = None,
+) -> None:
+    """List announced operations that are open, of unknown outcome, or rolled back.
+
+    Unknown: without an outcome although its node is dead or its deadline has passed; the reaper of
+    a running node settles it.
+    """
+
+    async def find(coordinator: Coordinator) -> list[tuple[State, Attempt]]:
+        wanted = state or [State.OPEN, State.UNKNOWN, State.ROLLED_BACK]
+        return [(s, a) for s in wanted for a in await coordinator.operations(s, limit=limit)]
+
+    for one, attempt in _with_coordinator(database_url, schema, prefix, find):
+        typer.echo(_json_line(one, attempt) if json else _line(one, attempt))
+
+
+def _line(state: State, attempt: Attempt) -> str:
+    named = f"{attempt.name} of {attempt.actor}" if attempt.actor else attempt.name
+    more = f"  {attempt.error}" if attempt.error else ""
+    return (
+        f"{state:<12} {_when(attempt.announced_at)}  {attempt.id}.{attempt.attempt}  {named}{more}"
+    )
+
+
+def _json_line(state: State, attempt: Attempt) -> str:
+    shown = {
+        "state": state, "id": attempt.id, "attempt": attempt.attempt, "name": attempt.name,
+        "actor": attempt.actor, "node": attempt.node, "error": attempt.error,
+        "announced_at": _when(attempt.announced_at), "deadline": _when(attempt.deadline),
+        "decided_at": None if attempt.decided_at is None else _when(attempt.decided_at),
+    }  # fmt: skip
+    return orjson.dumps(shown).decode()
+
+
+def _when(moment: object) -> str:
+    """A time as both databases keep it: SQLite as text, PostgreSQL in any time zone."""
+    if not isinstance(moment, datetime):
+        return str(moment)
+    text = moment.astimezone(UTC).isoformat(timespec="milliseconds")
+    return text.replace("+00:00", "Z")
 
 
 def _with_coordinator(

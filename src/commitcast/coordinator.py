@@ -26,7 +26,7 @@ from commitcast.operation import Operation, execute
 from commitcast.operations import Operations, own_stream
 from commitcast.outcome import Attempt, Outcomes
 from commitcast.relay import Relay
-from commitcast.retention import Trimmer, erase_actor, erase_stream
+from commitcast.retention import Trimmer, erase_actor, erase_operations, erase_stream
 from commitcast.schema import Naming, Tables
 from commitcast.settings import Settings
 from commitcast.sqlite import READ_ONLY_OPTION
@@ -461,7 +461,8 @@ class Coordinator:
             stream: delete this stream whole. Its readers are told; made again it has another
                 epoch, so that no old position is mistaken for a new one.
             user: empty every event whose actor is this user (their offsets stay, so that other
-                readers miss nothing), and delete the stream ``user:<user>``.
+                readers miss nothing), delete the operations of theirs that have an outcome, and
+                delete the stream ``user:<user>``.
 
         Events that other nodes hold in memory are gone within ``buffer_age_s`` seconds.
         """
@@ -473,6 +474,7 @@ class Coordinator:
             gone = await erase_stream(self._writer, self.tables, check_stream(stream))
         else:
             gone = await erase_actor(self._writer, self.tables, str(user))
+            gone += await erase_operations(self._writer, self.tables, str(user))
             gone += await erase_stream(self._writer, self.tables, check_stream(f"user:{user}"))
         if self._delivery is not None:
             self._delivery.forget(stream)

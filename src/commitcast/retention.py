@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import and_, delete, func, or_, select, update
+from sqlalchemy import and_, delete, func, or_, select, true, update
 
 from commitcast.sqlite import READ_ONLY_OPTION
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from commitcast.schema import Tables
@@ -49,6 +51,8 @@ class Trimmer:
 
     async def trim(self) -> int:
         """Remove what the limits say; returns how many events went."""
+        while await self._trim_operations():
+            pass
         removed = 0
         last_id = 0
         while True:
@@ -72,7 +76,8 @@ class Trimmer:
                 .limit(_STREAMS_AT_ONCE)
             )
         ).all()
-        limit, cutoff = self._retention.max_events_per_stream, await self._cutoff(conn)
+        limit = self._retention.max_events_per_stream
+        cutoff = await self._cutoff(conn, self._retention.max_age)
         due = [
             row.id
             for row in rows
@@ -84,8 +89,9 @@ class Trimmer:
         ]
         return due, rows[-1].id if len(rows) == _STREAMS_AT_ONCE else 0
 
-    async def _cutoff(self, conn: AsyncConnection) -> Any:
-        if self._retention.max_age is None:
+    @staticmethod
+    async def _cutoff(conn: AsyncConnection, max_age: timedelta | None) -> Any:
+        if max_age is None:
             return None
         if conn.dialect.name == "sqlite":
             now = datetime.fromisoformat(
@@ -93,10 +99,29 @@ class Trimmer:
                     await conn.execute(select(func.strftime("%Y-%m-%dT%H:%M:%fZ", "now")))
                 ).scalar_one()
             )
-            before = (now - self._retention.max_age).astimezone(UTC)
+            before = (now - max_age).astimezone(UTC)
             return before.strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
         now = (await conn.execute(select(func.clock_timestamp()))).scalar_one()
-        return now - self._retention.max_age
+        return now - max_age
+
+    async def _trim_operations(self) -> int:
+        """One batch of settled operations that are old; a key is forgotten with its last attempt."""
+        operations = self._tables.operations
+        async with self._reader.connect() as conn:
+            cutoff = await self._cutoff(conn, self._retention.operations_max_age)
+            if cutoff is None:
+                return 0
+            old = (
+                await conn.execute(
+                    select(operations.c.id, operations.c.attempt)
+                    .where(operations.c.announced_at < cutoff, operations.c.settled == true())
+                    .limit(_EVENTS_AT_ONCE // 4)
+                )
+            ).all()
+        if old:
+            async with self._engine.begin() as conn:
+                await _delete_attempts(conn, self._tables, [(row.id, row.attempt) for row in old])
+        return len(old)
 
     async def _trim_stream(self, stream_id: int) -> int:
         streams, events = self._tables.streams, self._tables.events
@@ -112,7 +137,7 @@ class Trimmer:
             if row is None:
                 return 0
             keep_from = row.tail if limit is None else max(row.tail, row.head - limit + 1)
-            cutoff = await self._cutoff(conn)
+            cutoff = await self._cutoff(conn, self._retention.max_age)
             if cutoff is not None:
                 young = (
                     await conn.execute(
@@ -138,6 +163,36 @@ class Trimmer:
                 delete(events).where(events.c.stream_id == stream_id, events.c.offset < keep_from)
             )
             return int(keep_from - row.tail)
+
+
+async def _delete_attempts(
+    conn: AsyncConnection, tables: Tables, attempts: Sequence[tuple[str, int]]
+) -> None:
+    for table, of in (
+        (tables.operations, tables.operations.c.id),
+        (tables.outcomes, tables.outcomes.c.operation_id),
+    ):
+        these = (and_(of == key, table.c.attempt == attempt) for key, attempt in attempts)
+        await conn.execute(delete(table).where(or_(*these)))
+
+
+async def erase_operations(engine: AsyncEngine, tables: Tables, actor: str) -> int:
+    """Delete what `actor` did that has an outcome, with its result; returns how many attempts."""
+    operations, outcomes = tables.operations, tables.outcomes
+    decided = and_(
+        outcomes.c.operation_id == operations.c.id, outcomes.c.attempt == operations.c.attempt
+    )
+    erased = 0
+    while True:
+        async with engine.begin() as conn:
+            query = select(operations.c.id, operations.c.attempt).where(
+                operations.c.actor == actor, select(outcomes.c.outcome).where(decided).exists()
+            )
+            mine = (await conn.execute(query.limit(_EVENTS_AT_ONCE // 4))).all()
+            if not mine:
+                return erased
+            await _delete_attempts(conn, tables, [(row.id, row.attempt) for row in mine])
+            erased += len(mine)
 
 
 async def erase_stream(engine: AsyncEngine, tables: Tables, stream: str) -> int:

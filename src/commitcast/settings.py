@@ -14,12 +14,16 @@ class Retention:
 
     max_age: timedelta | None = timedelta(days=7)
     max_events_per_stream: int | None = 100_000
+    operations_max_age: timedelta | None = timedelta(days=7)
+    """How long settled operations are kept, and so how long an idempotency key is remembered."""
     every_s: float = 60.0
     """How often, in seconds, the log is trimmed. 0 turns trimming off on this node."""
 
     def __post_init__(self) -> None:
-        if self.max_age is not None and self.max_age <= timedelta(0):
-            raise ValueError(f"max_age must be longer than nothing, not {self.max_age}")
+        for name in ("max_age", "operations_max_age"):
+            age = getattr(self, name)
+            if age is not None and age <= timedelta(0):
+                raise ValueError(f"{name} must be longer than nothing, not {age}")
         if self.max_events_per_stream is not None and self.max_events_per_stream < 1:
             raise ValueError(
                 f"max_events_per_stream must be 1 or more, not {self.max_events_per_stream}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -81,3 +82,37 @@ async def test_an_erased_stream_is_gone_from_the_memory_of_every_node(database: 
             delivery = node._delivery
             assert delivery is not None
             assert delivery._memory.bytes == 0
+
+
+async def test_settled_operations_are_kept_for_their_age_and_open_ones_stay(
+    database: Database,
+) -> None:
+    keep = Retention(operations_max_age=timedelta(microseconds=1), every_s=0)
+    coordinator = database.coordinator(retention=keep)
+    async with coordinator, asyncio.timeout(PATIENCE_S):
+        for n in range(3):
+            async with coordinator.operation("save", user="ann", id=f"k{n}") as op, op.begin():
+                pass
+        async with coordinator.operation("save", user="ann", id="open") as still_open:
+            left = 4
+            while left > 1:  # once the reaper has seen that they are settled
+                await coordinator.trim()
+                found = [await coordinator.operations(s) for s in ("open", "committed")]
+                left = sum(map(len, found))
+            assert [a.id for a in found[0]] == [still_open.id]
+        async with coordinator.operation("save", user="ann", id="k0") as again, again.begin():
+            pass
+        assert again.attempt == 1, "the key was forgotten with its attempts"
+
+
+async def test_a_persons_operations_are_erased_and_nobody_elses(database: Database) -> None:
+    coordinator = database.coordinator()
+    async with coordinator:
+        for user in ("ann", "bob"):
+            async with coordinator.operation("save", user=user, id="k") as op, op.begin():
+                op.result = {"said by": user}
+            async with coordinator.operation("save", user=user):
+                pass  # left without commit
+        assert await coordinator.erase(user="ann") == 2 + 1 + 1  # attempts, notification, stream
+        kept = [await coordinator.operations(s) for s in ("committed", "rolled_back")]
+        assert [a.actor for some in kept for a in some] == ["bob", "bob"]

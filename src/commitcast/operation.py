@@ -244,12 +244,13 @@ class Operation:
 
     async def _commit(self, session: AsyncSession, binding: _Binding) -> None:
         binding.final = True
-        committing = asyncio.ensure_future(session.commit())
+        committing = asyncio.ensure_future(_commit_and_close(session))
         interrupted = await outlast(committing, self._operations.settings.commit_limit_s)
         binding.over = True
+        self._place = None
         error = _error_of(committing)
-        closing = await self._close(session)
-        interrupted = interrupted or closing
+        if error is not None:
+            interrupted = await self._close(session) or interrupted
         if error is not None and binding.tried and _may_have_committed(error):
             await self._operations.decide(self, Failure.of(error))
             if self.outcome is None and interrupted is None:
@@ -388,6 +389,11 @@ class _Binding:
         """See `Binding`."""
         if self.tried:
             self._operation.bound_committed(self)
+
+
+async def _commit_and_close(session: AsyncSession) -> None:
+    await session.commit()
+    await session.close()  # sends nothing after a commit that returned
 
 
 def _error_of(committing: asyncio.Future[None]) -> BaseException | None:

@@ -50,6 +50,7 @@ def test_the_table_and_the_json_show_the_same_rows() -> None:
                 "concurrency": 16,
                 "ops_per_s": 1234.6,
                 "p50_ms": 3.0,
+                "p50_added_ms": 0.0,
                 "p99_ms": 3.0,
                 "ratio": 1.0,
             }
@@ -60,7 +61,7 @@ def test_the_table_and_the_json_show_the_same_rows() -> None:
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 @pytest.mark.anyio
-async def test_the_command_measures_three_programs_and_leaves_nothing_behind(
+async def test_the_command_measures_each_program_and_leaves_nothing_behind(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     url: URL | str = f"sqlite+aiosqlite:///{tmp_path}/bench.db"
@@ -81,7 +82,7 @@ async def test_the_command_measures_three_programs_and_leaves_nothing_behind(
     assert [(row["program"], row["concurrency"]) for row in found] == [
         (program, concurrency)
         for concurrency in (1, 3)
-        for program in ("plain", "control", "coordinated")
+        for program in ("plain", "control", "coordinated", "operation")
     ]
     assert all(row["ops_per_s"] > 0 and 0 < row["p50_ms"] <= row["p99_ms"] for row in found)
     engine = create_async_engine(url)

@@ -1,11 +1,12 @@
 """`commitcast bench`: what a commit with an event costs, beside the plain program.
 
-Three programs run in one go, in turns, each in a server process of its own, driven over real
+Four programs run in one go, in turns, each in a server process of its own, driven over real
 WebSockets by one client process:
 
 - ``plain``: insert, ``await session.commit()``, ``await websocket.send_text(...)``;
 - ``control``: the plain program once more, so that its ratio shows the noise of this machine;
-- ``coordinated``: insert, `commitcast.emit`, commit; the event comes through a subscription.
+- ``coordinated``: insert, `commitcast.emit`, commit; the event comes through a subscription;
+- ``operation``: the same announced before and settled after (`Coordinator.operation`).
 
 Only the ratios of one run mean something; the absolute figures belong to the machine.
 """

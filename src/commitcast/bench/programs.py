@@ -23,7 +23,7 @@ from commitcast.bench.database import Message, bench_coordinator
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-PROGRAMS: Final = ("plain", "control", "coordinated")
+PROGRAMS: Final = ("plain", "control", "coordinated", "operation")
 
 _TYPE = "order.updated"
 _DATA: Final[dict[str, Any]] = {"id": 12345, "status": "shipped", "note": "x" * 220}
@@ -31,7 +31,9 @@ _DATA: Final[dict[str, Any]] = {"id": 12345, "status": "shipped", "note": "x" * 
 
 def application(program: str, engine: AsyncEngine) -> Starlette:
     """The app of one of `PROGRAMS`, serving ``/ws?user=NUMBER``."""
-    return _coordinated(engine) if program == "coordinated" else _plain(engine)
+    if program in {"plain", "control"}:
+        return _plain(engine)
+    return _coordinated(engine, announced=program == "operation")
 
 
 def _plain(engine: AsyncEngine) -> Starlette:
@@ -59,7 +61,7 @@ def _plain(engine: AsyncEngine) -> Starlette:
     return Starlette(routes=[WebSocketRoute("/ws", endpoint)], lifespan=lifespan)
 
 
-def _coordinated(engine: AsyncEngine) -> Starlette:
+def _coordinated(engine: AsyncEngine, *, announced: bool) -> Starlette:
     sessions = async_sessionmaker(engine, expire_on_commit=False)
     coordinator = bench_coordinator(engine)
 
@@ -68,12 +70,19 @@ def _coordinated(engine: AsyncEngine) -> Starlette:
         user = int(websocket.query_params["user"])
         stream = f"user:{user}"
 
-        async def operation() -> int:
+        async def emitted() -> int:
             async with sessions() as session:
                 session.add(Message(user_id=user, body="hello"))
                 emit(session, stream, Event(_TYPE, _DATA))
                 await session.commit()
             return time.monotonic_ns()
+
+        async def operation() -> int:
+            async with coordinator.operation("update", user=str(user), stream=stream) as op:
+                async with op.begin() as session:
+                    session.add(Message(user_id=user, body="hello"))
+                    op.emit(Event(_TYPE, _DATA))
+                return time.monotonic_ns()
 
         async with coordinator.subscribe(stream) as subscription:
 
@@ -83,7 +92,7 @@ def _coordinated(engine: AsyncEngine) -> Starlette:
 
             delivering = asyncio.create_task(deliver())
             try:
-                await _answer(websocket, operation)
+                await _answer(websocket, operation if announced else emitted)
             finally:
                 delivering.cancel()
                 await asyncio.gather(delivering, return_exceptions=True)

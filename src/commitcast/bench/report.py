@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 
     from commitcast.bench.client import Measured
 
-_COLUMNS = ("program", "at once", "ops/s", "p50 ms", "p99 ms", "ratio", "commit→client p50", "p99")
-_FORMAT = "{:<12} {:>7} {:>8} {:>8} {:>8} {:>6} {:>18} {:>8}"
+_COLUMNS = (
+    "program", "at once", "ops/s", "p50 ms", "added", "p99 ms", "ratio", "commit→client p50", "p99",
+)  # fmt: skip
+_FORMAT = "{:<12} {:>7} {:>8} {:>8} {:>8} {:>8} {:>6} {:>18} {:>8}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,7 @@ class Figures:
     """What is published of one program at one concurrency.
 
     `ops_per_s` is the median of the rounds; `p50_ms` and `p99_ms` are over all operations, from
-    request to event as the client sees it; `ratio` is the median, over the rounds, of this
+    request to event as the client sees it, `p50_added_ms` what that is more than ``plain``'s; `ratio` is the median, over the rounds, of this
     program's operations per second to those of ``plain`` in the same round.
     """
 
@@ -30,6 +32,7 @@ class Figures:
     concurrency: int
     ops_per_s: float
     p50_ms: float
+    p50_added_ms: float
     p99_ms: float
     ratio: float
 
@@ -54,12 +57,14 @@ def rows(concurrency: int, rounds: Sequence[dict[str, Measured]]) -> list[Row]:
 def _row(program: str, concurrency: int, rounds: Sequence[dict[str, Measured]]) -> Row:
     operations = sorted(ns for one in rounds for ns in one[program].operation_ns)
     deliveries = sorted(ns for one in rounds for ns in one[program].delivery_ns)
+    plain = sorted(ns for one in rounds for ns in one["plain"].operation_ns)
     ratios = [one[program].ops_per_s / one["plain"].ops_per_s for one in rounds]
     figures = Figures(
         program=program,
         concurrency=concurrency,
         ops_per_s=round(statistics.median(one[program].ops_per_s for one in rounds), 1),
         p50_ms=_milliseconds(operations, 0.50),
+        p50_added_ms=round(_milliseconds(operations, 0.50) - _milliseconds(plain, 0.50), 3),
         p99_ms=_milliseconds(operations, 0.99),
         ratio=round(statistics.median(ratios), 3),
     )
@@ -73,7 +78,7 @@ def _milliseconds(sorted_ns: Sequence[int], quantile: float) -> float:
 
 
 def as_json(found: Sequence[Row]) -> str:
-    """``{"rows": [{"program", "concurrency", "ops_per_s", "p50_ms", "p99_ms", "ratio"}, …]}``."""
+    """``{"rows": [{"program", "concurrency", "ops_per_s", "p50_ms", "p50_added_ms", "p99_ms", "ratio"}, …]}``."""
     return orjson.dumps({"rows": [asdict(row.figures) for row in found]}).decode()
 
 
@@ -90,6 +95,7 @@ def line(row: Row) -> str:
         f.concurrency,
         f"{f.ops_per_s:.0f}",
         f"{f.p50_ms:.2f}",
+        f"{f.p50_added_ms:+.2f}",
         f"{f.p99_ms:.2f}",
         f"{f.ratio:.2f}",
         f"{row.delivery_p50_ms:.2f}",

@@ -160,7 +160,7 @@ class Operation:
         exc_type: type[BaseException] | None,
         exc: BaseException | None,
         traceback: TracebackType | None,
-    ) -> bool:
+    ) -> None:
         """Settle. The exception of the block goes on, with the operation's id as a note.
 
         Raises:
@@ -184,7 +184,6 @@ class Operation:
             raise OutcomeUnknown(self.id) from ending
         if ending is not None and ending is not exc:
             raise ending from exc
-        return False
 
     async def _stop_clock(
         self,

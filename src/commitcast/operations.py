@@ -96,8 +96,10 @@ class Operations:
         self.outcomes = Outcomes(log)
         self._of_log: weakref.WeakKeyDictionary[Log, Outcomes] = weakref.WeakKeyDictionary()
         self._announcer = Announcer(self._writer, self.outcomes)
-        nodes = Nodes(tables, self._writer.engine.dialect)
-        self.node = Node(self._writer, nodes, settings.lease_s, self._lose_all)
+        # With a connection of its own a heartbeat never waits behind a settling that waits for a lock.
+        self._beats = Writer(engine)
+        nodes = Nodes(tables, self._beats.engine.dialect)
+        self.node = Node(self._beats, nodes, settings.lease_s, self._lose_all)
         self.reaper = Reaper(
             self._writer, self.outcomes, self.node, self.is_live, self.start_settling
         )
@@ -111,6 +113,7 @@ class Operations:
         try:
             await self.node.join()
         except BaseException:
+            await self._beats.close()
             await self._writer.close()
             raise
 
@@ -130,6 +133,7 @@ class Operations:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.node.leave()
+        await self._beats.close()
         await self._writer.close()
 
     def _lose_all(self) -> None:

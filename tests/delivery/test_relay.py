@@ -67,6 +67,21 @@ async def test_g3_g4_deliver_is_handed_every_commit_in_the_order_of_its_stream(
         assert layer.of(f"thread:{stream}") == expected
 
 
+async def test_a_new_relay_on_psycopg_is_not_handed_the_past(database: Database) -> None:
+    if database.kind == "sqlite":
+        pytest.skip("a driver of PostgreSQL")
+    engine, layer = database.engine("postgresql+psycopg"), SocketLayer()
+    before = database.coordinator(engine)
+    await say(engine, "thread:7", -1)
+    before.detach()
+    first = database.coordinator(engine, deliver=layer.send)
+    async with first:
+        await relay_owns(first)
+        await say(engine, "thread:7", 1)
+        await layer.until(lambda: len(layer.taken) >= 1)
+    assert layer.of("thread:7") == [1]
+
+
 async def test_g3_deliver_is_not_handed_the_past_and_continues_after_a_restart(
     database: Database,
 ) -> None:

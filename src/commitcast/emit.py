@@ -657,9 +657,8 @@ def _commit(conn: Connection) -> None:
         buffer.emits.sort(key=lambda e: e.order)
         encoded = [e.resolved(attachment.max_event_bytes) for e in buffer.emits]
         binding = None if buffer.bound is None else buffer.bound.binding
-        if binding is not None:  # before the heads: one order of locks everywhere
-            binding.write(conn, log, buffer.streams)
-        events = log.append(conn, encoded) if encoded else ()
+        decision = None if binding is None else binding.write(conn, log, buffer.streams)
+        events = log.append(conn, encoded, decision) if encoded or decision else ()
         written = _written[conn] = Written(weakref.ref(root), events, binding)
         if events:
             attachment.observer.written(written)

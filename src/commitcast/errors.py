@@ -140,6 +140,14 @@ class OperationLost(OperationError):
     Raised by the commit that came too late, which is rolled back.
     """
 
+    def __init__(self, operation_id: str | None, message: str | None = None) -> None:
+        super().__init__(
+            operation_id,
+            message
+            or f"operation {operation_id} was rolled back by someone else (its node was taken for "
+            "dead, or its deadline passed) before this transaction committed; begin a new attempt",
+        )
+
 
 class OperationTimedOut(OperationError, TimeoutError):
     """The operation took longer than its deadline."""

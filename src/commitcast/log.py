@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self
 
 import orjson
+from sqlalchemy.exc import IntegrityError
 
 from commitcast import statements
-from commitcast.errors import EmitRefused, IsolationRefused, LogError
+from commitcast.errors import EmitRefused, IsolationRefused, LogError, OperationLost
 from commitcast.event import NEW_EPOCH, CommittedEvent, EncodedEvent, Position
 
 if TYPE_CHECKING:
@@ -52,13 +53,22 @@ class _Placed(NamedTuple):
         return cls(int(stream_id), name, int(head), incarnation, lineage, time, int(written))
 
 
+class Decision(NamedTuple):
+    """The outcome *committed* of an attempt, to be inserted with the transaction's events."""
+
+    operation_id: str
+    attempt: int
+    result_json: str | None
+
+
 class Binding(Protocol):
     """What an operation ties to a transaction; called in the thread that commits."""
 
-    def write(self, conn: Connection, log: Log, streams: Collection[str]) -> None:
-        """Run what comes before the log's own statement; `streams` have events in it.
+    def write(self, conn: Connection, log: Log, streams: Collection[str]) -> Decision | None:
+        """What the transaction decides, or nothing yet; `streams` have events in it.
 
-        What it raises keeps the transaction from committing.
+        May run statements, which come before the log's own. What it raises keeps the transaction
+        from committing.
         """
 
     def committed(self) -> None:
@@ -133,6 +143,12 @@ class Log:
             dialect,
         )
         self._append_one = statements.Prepared(statements.append_one_postgresql(tables), dialect)
+        self._decide = statements.Prepared(
+            statements.decide(tables, postgresql=self._postgresql), dialect
+        )
+        self._decide_and_append_one = statements.Prepared(
+            statements.append_one_postgresql(tables, deciding=True), dialect
+        )
         self._cluster = statements.cluster()
         self._insert = statements.Prepared(tables.events.insert(), dialect)
         self._page = statements.page(tables, postgresql=self._postgresql)
@@ -152,12 +168,20 @@ class Log:
         return "AUTOCOMMIT" if single else ""
 
     def append(
-        self, conn: Connection, events: Sequence[EncodedEvent]
+        self, conn: Connection, events: Sequence[EncodedEvent], decision: Decision | None = None
     ) -> tuple[CommittedEvent, ...]:
         """Write `events`, in order, as the transaction's last statement; returns their places.
 
-        Raises `LogError` unless each was written, `IsolationRefused` above READ COMMITTED.
+        A `decision` comes before the heads of the streams (one order of locks everywhere).
+
+        Raises `LogError` unless each was written, `IsolationRefused` above READ COMMITTED, and
+        `OperationLost` if the attempt has an outcome already.
         """
+        if decision is not None:
+            try:
+                return self._decide_with(conn, events, decision)
+            except IntegrityError as error:
+                raise OperationLost(decision.operation_id) from error
         cluster = self._cluster_of(conn)
         rows = self._append_rows(conn, events)
         if self._postgresql and len(events) == 1:
@@ -183,6 +207,19 @@ class Log:
             raise LogError(f"the log took {written} of {len(events)} events; rolled back")
         return tuple(committed)
 
+    def _decide_with(
+        self, conn: Connection, events: Sequence[EncodedEvent], decision: Decision
+    ) -> tuple[CommittedEvent, ...]:
+        values = decision._asdict()
+        if not self._postgresql or len(events) != 1:
+            self._decide.run(conn, values)
+            return self.append(conn, events) if events else ()
+        cluster = self._cluster_of(conn)  # one round trip for both
+        rows = self._checked(
+            self._decide_and_append_one.all(conn, {**values, **_values(events[0])})
+        )
+        return (_committed(events[0], rows[0], cluster, rows[0].head),)
+
     def _append_rows(self, conn: Connection, events: Sequence[EncodedEvent]) -> Sequence[_Placed]:
         if not self._postgresql:
             count = sorted(Counter(e.stream for e in events).items())
@@ -190,21 +227,7 @@ class Log:
             return [_Placed._make((*row, len(events))) for row in rows]
         if len(events) == 1:
             # half the time of the general statement, and what most transactions need
-            e = events[0]
-            return self._checked(
-                self._append_one.all(
-                    conn,
-                    {
-                        "name": e.stream,
-                        "event_id": e.id,
-                        "type": e.type,
-                        "data": e.data_json,
-                        "operation": e.operation,
-                        "actor": e.actor,
-                        "trace_parent": e.trace_parent,
-                    },
-                )
-            )
+            return self._checked(self._append_one.all(conn, _values(events[0])))
         rows = self._append.all(
             conn,
             {
@@ -319,6 +342,18 @@ def epoch_of(incarnation: str, cluster: str, timeline: str, stream_id: int) -> s
     """The epoch of a stream: changes whenever its offsets could be used again (DESIGN §6)."""
     text = f"{incarnation}|{cluster}|{timeline}|{stream_id}".encode()
     return hashlib.blake2b(text, digest_size=8).hexdigest()
+
+
+def _values(e: EncodedEvent) -> dict[str, Any]:
+    return {
+        "name": e.stream,
+        "event_id": e.id,
+        "type": e.type,
+        "data": e.data_json,
+        "operation": e.operation,
+        "actor": e.actor,
+        "trace_parent": e.trace_parent,
+    }
 
 
 def _committed(e: EncodedEvent, row: _Placed, cluster: str, offset: int) -> CommittedEvent:

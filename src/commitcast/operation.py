@@ -26,6 +26,7 @@ from sqlalchemy.exc import DBAPIError
 from commitcast.emit import bind, emit, moment, unbind
 from commitcast.errors import (
     AlreadyCommitted,
+    CommitcastError,
     IdempotencyConflict,
     InProgress,
     InvalidEvent,
@@ -37,6 +38,7 @@ from commitcast.errors import (
     OperationTimedOut,
     OutcomeUnknown,
 )
+from commitcast.log import Decision
 from commitcast.notification import (
     DEADLINE_PASSED,
     LEFT_WITHOUT_COMMIT,
@@ -360,13 +362,16 @@ class Operation:
         if self._place is not None:
             unbind(self._place, binding)
 
-    def write(self, conn: Connection, log: Log, streams: Collection[str], *, final: bool) -> None:
-        """The last statement but the log's, in the transaction that is bound."""
+    def write(
+        self, conn: Connection, log: Log, streams: Collection[str], *, final: bool
+    ) -> Decision | None:
+        """What the transaction that is bound decides; or that it shows something before."""
         outcomes = self._operations.outcomes_of(log)
         if final:
-            outcomes.commit(conn, self.id, self.attempt, self.encoded_result())
-        elif streams:
+            return Decision(self.id, self.attempt, self.encoded_result())
+        if streams:
             outcomes.show(conn, self.id, self.attempt, streams)
+        return None
 
 
 class _Binding:
@@ -376,13 +381,14 @@ class _Binding:
         self._operation = operation
         self.final = final
         self.tried = False
-        """Whether *committed* was inserted, so that COMMIT may have been sent."""
+        """Whether *committed* was to be inserted, so that COMMIT may have been sent."""
         self.over = False
 
-    def write(self, conn: Connection, log: Log, streams: Collection[str]) -> None:
+    def write(self, conn: Connection, log: Log, streams: Collection[str]) -> Decision | None:
         """See `Binding`."""
-        self._operation.write(conn, log, streams, final=self.final)
-        self.tried |= self.final
+        decision = self._operation.write(conn, log, streams, final=self.final)
+        self.tried |= decision is not None
+        return decision
 
     def committed(self) -> None:
         """See `Binding`."""
@@ -405,6 +411,8 @@ def _error_of(committing: asyncio.Future[None]) -> BaseException | None:
 
 def _may_have_committed(error: BaseException) -> bool:
     """Whether COMMIT, once sent, may have happened although it raised."""
+    if isinstance(error, CommitcastError):  # raised before COMMIT was sent
+        return False
     if not isinstance(error, DBAPIError) or error.connection_invalidated:
         return True
     state = Failure.of(error).sqlstate or ""

@@ -33,24 +33,22 @@ from sqlalchemy import (
     false,
     func,
     literal,
-    literal_column,
     or_,
     select,
     true,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import IntegrityError
 
 from commitcast.clock import DatabaseClock
 from commitcast.errors import InvalidEvent, LogError, OperationLost
+from commitcast.log import Decision
 from commitcast.notification import (
     DEFAULT_USER_MESSAGE,
     Failure,
     Layer,
     RollbackNotification,
 )
-from commitcast.statements import Prepared
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -167,15 +165,6 @@ class Outcomes:
             .on_conflict_do_nothing()
             .returning(outcomes.c.outcome)
         )
-        committed = select(
-            bindparam("of", type_=Text),
-            bindparam("nth", type_=Integer),
-            literal_column(f"'{Outcome.COMMITTED}'", Text),
-            bindparam("result", type_=Text),
-            self.clock.now(),
-        )
-        columns = ["operation_id", "attempt", "outcome", "result", "decided_at"]
-        self._commit = Prepared(outcomes.insert().from_select(columns, committed), log.dialect)
 
     # --- announcing -----------------------------------------------------------------------
 
@@ -265,10 +254,7 @@ class Outcomes:
 
     def commit(self, conn: Connection, of: str, attempt: int, result_json: str | None) -> None:
         """Insert *committed*; raises `OperationLost` if the attempt has another outcome already."""
-        try:
-            self._commit.run(conn, {"of": of, "nth": attempt, "result": result_json})
-        except IntegrityError as error:
-            raise lost(of) from error
+        self._log.append(conn, (), Decision(of, attempt, result_json))
 
     def show(self, conn: Connection, of: str, attempt: int, streams: Collection[str]) -> None:
         """Note that the transaction shows something on `streams` before the attempt has an outcome.
@@ -287,7 +273,7 @@ class Outcomes:
             )
         )
         if row is None or decided is not None:
-            raise lost(of)
+            raise OperationLost(of)
         told = dict.fromkeys([*orjson.loads(row.streams), *streams])
         shown = dict.fromkeys([*orjson.loads(row.shown), *streams])
         conn.execute(update(operations).where(this).values(streams=_json(told), shown=_json(shown)))
@@ -426,15 +412,6 @@ class Outcomes:
                 ),
             ).outerjoin(nodes, nodes.c.id == operations.c.node)
         )
-
-
-def lost(of: str) -> OperationLost:
-    """The error of a transaction that came too late."""
-    return OperationLost(
-        of,
-        f"operation {of} was rolled back by someone else (its node was taken for dead, or its "
-        "deadline passed) before this transaction committed; begin a new attempt",
-    )
 
 
 def _attempt(row: Any) -> Attempt:

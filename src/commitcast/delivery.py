@@ -146,14 +146,14 @@ class Delivery:
         if feed is None:
             feed = Feed(subscription.stream, self._settings.stream_buffer_bytes, self._memory)
             self._feeds[subscription.stream] = feed
-        feed.readers.add(subscription)
+        feed.enter(subscription)
         return feed
 
     def unregister(self, subscription: Subscription) -> None:
         """Remove a reader; the last one takes the feed along."""
         feed = self._feeds.get(subscription.stream)
         if feed is not None:
-            feed.readers.discard(subscription)
+            feed.leave(subscription)
             if not feed.readers:
                 self._drop(feed)
 
@@ -272,7 +272,8 @@ class Delivery:
         feed = self._feeds.get(name)
         if feed is not None:
             feed.take(events)
-            self.need(feed)
+            if feed.behind:
+                self.need(feed)
             self._keep_bounds()
 
     def changed(self, names: Collection[str]) -> None:

@@ -42,7 +42,7 @@ class Feed:
 
     def __init__(self, stream: str, max_bytes: int, memory: Memory | None = None) -> None:
         self.stream = stream
-        self.readers: weakref.WeakSet[Subscription] = weakref.WeakSet()
+        self._readers: dict[weakref.ref[Subscription], None] = {}
         self.epoch: str | None = None
         self.edge = 0
         self.known_head = 0
@@ -54,6 +54,21 @@ class Feed:
         self._ahead: dict[int, CommittedEvent] = {}
         self._early: deque[Sequence[CommittedEvent]] = deque(maxlen=_MAX_EARLY)
         self._held: deque[tuple[float, int]] = deque()
+
+    @property
+    def readers(self) -> list[Subscription]:
+        """Those that read on; who was dropped without being closed is not among them."""
+        for known in [known for known in self._readers if known() is None]:
+            del self._readers[known]
+        return [reader for known in self._readers if (reader := known()) is not None]
+
+    def enter(self, reader: Subscription) -> None:
+        """From now on `reader` is woken."""
+        self._readers[weakref.ref(reader)] = None
+
+    def leave(self, reader: Subscription) -> None:
+        """Undo `enter`."""
+        self._readers.pop(weakref.ref(reader), None)
 
     @property
     def behind(self) -> bool:
@@ -160,8 +175,10 @@ class Feed:
 
     def wake(self) -> None:
         """Let every reader look again."""
-        for reader in self.readers:
-            reader.wake()
+        for known in self._readers:
+            reader = known()
+            if reader is not None:
+                reader.wake()
 
     def _begin(self, epoch: str, edge: int) -> None:
         self.forget()
@@ -169,7 +186,8 @@ class Feed:
         self.edge = self.known_head = edge
 
     def _append(self, event: CommittedEvent) -> None:
-        self._pop_ahead(event.offset)
+        if self._ahead:
+            self._pop_ahead(event.offset)
         cost = _cost(event)
         self.events.append(event)
         self._held.append((time.monotonic(), cost))

@@ -18,7 +18,8 @@ async def test_g1_to_g5_hold_through_kill_9(database: Database, tmp_path: Path) 
         report = await Campaign(url, tmp_path, kills=KILLS, seed=11).run()
     assert report.errors == []
     assert report.violations == []
-    assert report.kills == KILLS
+    assert KILLS <= report.kills <= 4 * KILLS
+    assert report.received_across_a_kill > 0
     assert report.reconnects >= report.kills
     assert report.rollbacks > 0
 

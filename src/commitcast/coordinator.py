@@ -17,14 +17,15 @@ from sqlalchemy.exc import DBAPIError
 
 from commitcast.delivery import Delivery
 from commitcast.drain import close_gently, on_signals
-from commitcast.emit import Attachment, attach, detach
 from commitcast.errors import LogError, NotRunning, OperationError, SchemaMissing
 from commitcast.event import CommittedEvent, Position, check_stream
+from commitcast.hooks import attach, detach
 from commitcast.log import Log
 from commitcast.notifier import InProcessNotifier, Notifier
 from commitcast.operation import Operation, execute
 from commitcast.operations import Operations, own_stream
 from commitcast.outcome import Attempt, Outcomes
+from commitcast.pending import Attachment
 from commitcast.relay import Relay
 from commitcast.retention import Trimmer, erase_actor, erase_operations, erase_stream
 from commitcast.schema import Naming, Tables

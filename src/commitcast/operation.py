@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import orjson
 from sqlalchemy.exc import DBAPIError
 
-from commitcast.emit import bind, emit, moment, unbind
+from commitcast.emit import bind, emit, unbind
 from commitcast.errors import (
     AlreadyCommitted,
     CommitcastError,
@@ -47,6 +47,7 @@ from commitcast.notification import (
 )
 from commitcast.outcome import Outcome
 from commitcast.outlast import outlast
+from commitcast.pending import moment
 from commitcast.telemetry import CoordinationEventType
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from sqlalchemy import event as sa_event
 
-from commitcast.emit import set_capture, take_captured
+from commitcast.hooks import set_capture, take_captured
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

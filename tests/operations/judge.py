@@ -46,9 +46,9 @@ class Judge:
     async def outcomes(self) -> list[str]:
         """Wait until nothing is open, then judge; the outcomes in the order of announcement."""
         async with asyncio.timeout(PATIENCE_S):
-            while await asyncio.to_thread(self.open) != 0:
+            while await asyncio.to_thread(self.open) != 0:  # noqa: ASYNC110 - it is the database
                 await asyncio.sleep(0.02)
-            while not (await asyncio.to_thread(self._all_read) and self._all_followed()):
+            while not await asyncio.to_thread(self._all_told):  # noqa: ASYNC110 - as above
                 await asyncio.sleep(0.02)
         return await asyncio.to_thread(self.judged)
 
@@ -63,18 +63,15 @@ class Judge:
             return conn.scalar(query)
         return None
 
-    def _all_read(self) -> bool:
+    def _all_told(self) -> bool:
         streams = self.tables.streams
         with self.observer.connect() as conn:
             heads = dict(map(tuple, conn.execute(select(streams.c.name, streams.c.head))))
-        return all(
+        return all(self.called.values()) and all(
             len(received) >= heads.get(stream, 0)
             for reader in self.readers
             for stream, received in reader.items()
         )
-
-    def _all_followed(self) -> bool:
-        return all(self.called.values())
 
     # --- judging --------------------------------------------------------------------------
 

@@ -138,6 +138,8 @@ class _Bound:
 
     binding: Binding
     since: int
+    """When its session's transaction began here: rolling back a savepoint around all of that
+    undoes the tie, rolling back one inside it does not, since the rest may yet commit."""
     token: int | None
     """Of the session whose transaction it is: its rollback undoes the tie."""
 
@@ -146,6 +148,7 @@ class _SessionState:
     """What is known of one root transaction of a session, kept in ``session.info``."""
 
     __slots__ = (
+        "began",
         "captured",
         "committing",
         "connection",
@@ -158,7 +161,7 @@ class _SessionState:
 
     def __init__(self, root: SessionTransaction) -> None:
         self.root = weakref.ref(root)
-        self.token = next(_order)
+        self.token = self.began = next(_order)
         self.nested: weakref.WeakKeyDictionary[SessionTransaction, int] | None = None
         self.unbound: list[_Emit] = []
         self.captured: list[_Emit] = []
@@ -272,7 +275,7 @@ def bind(target: EmitTarget, binding: Binding, *, after: int = 0) -> None:
                 "the connection has no transaction that the operation could be tied to; bind after "
                 "begin() or after the first statement"
             )
-        _tie(place, binding, None)
+        _tie(place, binding, None, 0)
         return
     if place.info.get(_BINDING, binding) is not binding:
         raise OperationError(
@@ -289,7 +292,7 @@ def bind(target: EmitTarget, binding: Binding, *, after: int = 0) -> None:
                 "crash in between would have been told to nobody; enter the operation first, or "
                 "commit or roll back the session before",
             )
-        _tie(conn, binding, state.token)
+        _tie(conn, binding, state.token, state.began)
     place.info[_BINDING] = binding
 
 
@@ -305,13 +308,13 @@ def moment() -> int:
     return next(_order)
 
 
-def _tie(conn: Connection, binding: Binding, token: int | None) -> None:
+def _tie(conn: Connection, binding: Binding, token: int | None, since: int) -> None:
     buffer = _buffer(_root(conn))
     if buffer.bound is not None and buffer.bound.binding is not binding:
         raise OperationError(
             None, "the transaction is bound to another operation; use a transaction of its own"
         )
-    buffer.bound = _Bound(binding, next(_order), token)
+    buffer.bound = _Bound(binding, since, token)
 
 
 def attach(engine: Engine, attachment: Attachment) -> None:
@@ -540,9 +543,10 @@ def _after_begin(session: Session, transaction: SessionTransaction, conn: Connec
     state.add(conn)
     if not attached:
         return
-    binding = session.info.get(_BINDING)
-    if binding is not None and not transaction.nested:
-        _tie(conn, binding, state.token)
+    if not transaction.nested:
+        state.began = next(_order)  # after the savepoint by which it may have joined another's
+        if (binding := session.info.get(_BINDING)) is not None:
+            _tie(conn, binding, state.token, state.began)
     if state.unbound:
         buffer = _buffer(_root(conn))
         for made in state.unbound:

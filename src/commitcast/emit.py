@@ -118,7 +118,7 @@ def bind(target: EmitTarget, binding: Binding, *, after: int = 0) -> None:
                 "the connection has no transaction that the operation could be tied to; bind after "
                 "begin() or after the first statement"
             )
-        tie(place, binding, None)
+        tie(place, binding, None, 0)
         return
     if place.info.get(BINDING, binding) is not binding:
         raise OperationError(
@@ -135,7 +135,7 @@ def bind(target: EmitTarget, binding: Binding, *, after: int = 0) -> None:
                 "crash in between would have been told to nobody; enter the operation first, or "
                 "commit or roll back the session before",
             )
-        tie(conn, binding, state.token)
+        tie(conn, binding, state.token, state.began)
     place.info[BINDING] = binding
 
 

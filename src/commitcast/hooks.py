@@ -106,9 +106,10 @@ def _after_begin(session: Session, transaction: SessionTransaction, conn: Connec
     state.add(conn)
     if not attached:
         return
-    binding = session.info.get(BINDING)
-    if binding is not None and not transaction.nested:
-        tie(conn, binding, state.token)
+    if not transaction.nested:
+        state.began = moment()  # after the savepoint by which it may have joined another's
+        if (binding := session.info.get(BINDING)) is not None:
+            tie(conn, binding, state.token, state.began)
     if state.unbound:
         buffer = buffer_of(root_of(conn))
         for made in state.unbound:

@@ -119,6 +119,8 @@ class Bound:
 
     binding: Binding
     since: int
+    """When its session's transaction began here: rolling back a savepoint around all of that
+    undoes the tie, rolling back one inside it does not, since the rest may yet commit."""
     token: int | None
     """Of the session whose transaction it is: its rollback undoes the tie."""
 
@@ -127,6 +129,7 @@ class SessionState:
     """What is known of one root transaction of a session, kept in ``session.info``."""
 
     __slots__ = (
+        "began",
         "captured",
         "committing",
         "connection",
@@ -139,7 +142,7 @@ class SessionState:
 
     def __init__(self, root: SessionTransaction) -> None:
         self.root = weakref.ref(root)
-        self.token = moment()
+        self.token = self.began = moment()
         self.nested: weakref.WeakKeyDictionary[SessionTransaction, int] | None = None
         self.unbound: list[Emit] = []
         self.captured: list[Emit] = []
@@ -241,14 +244,14 @@ def begin_state(session: Session) -> SessionState:
     return state
 
 
-def tie(conn: Connection, binding: Binding, token: int | None) -> None:
+def tie(conn: Connection, binding: Binding, token: int | None, since: int) -> None:
     """Have the connection's root transaction decide an operation."""
     buffer = buffer_of(root_of(conn))
     if buffer.bound is not None and buffer.bound.binding is not binding:
         raise OperationError(
             None, "the transaction is bound to another operation; use a transaction of its own"
         )
-    buffer.bound = Bound(binding, moment(), token)
+    buffer.bound = Bound(binding, since, token)
 
 
 def level_option(bind: Engine | Connection) -> str:

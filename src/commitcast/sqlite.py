@@ -11,6 +11,7 @@ option ``commitcast_read_only=True`` and it begins without the write lock.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 import time
 import weakref
@@ -64,7 +65,28 @@ def configure(engine: Engine | AsyncEngine, *, busy_timeout_s: float = 30.0) -> 
 
     sa_event.listen(sync, "connect", on_connect)
     sa_event.listen(sync, "checkin", on_checkin)
+    sa_event.listen(sync, "close", _on_close)
     _queue_writers(sync, queue)
+
+
+def _on_close(_dbapi: Any, record: ConnectionPoolEntry) -> None:
+    # A connection closed while a statement of it is not read to its end (its task was cancelled,
+    # and whoever keeps the traceback keeps the cursor) lives on in SQLite, with its transaction
+    # and the write lock, until the cursor is collected. So its transaction ends first.
+    driver: Any = record.driver_connection
+    if _current_task() is None or not inspect.iscoroutinefunction(
+        getattr(driver, "rollback", None)
+    ):
+        return
+    ending = asyncio.get_running_loop().create_task(driver.rollback())  # queued before the close
+    _ending.add(ending)
+    ending.add_done_callback(_ended)
+
+
+def _ended(ending: asyncio.Task[None]) -> None:
+    _ending.discard(ending)
+    if not ending.cancelled():
+        ending.exception()  # a connection that is closed already has nothing to end
 
 
 def configure_own(own: Engine, engine: Engine) -> None:
@@ -177,4 +199,5 @@ def _current_task() -> asyncio.Task[Any] | None:
         return None
 
 
+_ending: set[asyncio.Task[None]] = set()
 _queues: weakref.WeakKeyDictionary[Engine, _WriterQueue] = weakref.WeakKeyDictionary()

@@ -196,10 +196,11 @@ class OperationWriter(Writer):
         number = self._rng.randrange(_KEYS_A_SECOND)
         key = f"{second}.{number}"
         user = self._users[number % len(self._users)]
-        async with self._operation(user=user, id=key, request={"key": key}) as attempt:
-            attempt.operation.result = attempt.row
-            error = _OnPurpose() if self._rng.random() < 0.2 else None  # noqa: PLR2004 - a fifth
-            await attempt.work(error=error, pause_s=self._rng.uniform(0, 0.1))
+        error = _OnPurpose() if self._rng.random() < 0.2 else None  # noqa: PLR2004 - a fifth
+        with contextlib.suppress(AlreadyCommitted, InProgress):
+            async with self._operation(user=user, id=key, request={"key": key}) as attempt:
+                attempt.operation.result = attempt.row
+                await attempt.work(error=error, pause_s=self._rng.uniform(0, 0.1))
 
     # --- parts ----------------------------------------------------------------------------
 
@@ -221,7 +222,8 @@ class OperationWriter(Writer):
                 yield attempt
         except AlreadyCommitted as already:
             self._told.answered(operation.id, already.result)
-        except (InProgress, OperationLost, OperationTimedOut, OutcomeUnknown):
+            raise
+        except (OperationLost, OperationTimedOut, OutcomeUnknown):
             pass
         except (_OnPurpose, IntegrityError):
             attempt.failed = True

@@ -12,7 +12,7 @@ import orjson
 from sqlalchemy import and_, delete, func, select
 from sqlalchemy.orm import Session
 
-from commitcast.chaos.announced import Worked
+from commitcast.chaos.attempt import Worked
 from commitcast.chaos.record import (
     AttemptRow,
     BusinessRow,

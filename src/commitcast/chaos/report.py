@@ -27,6 +27,7 @@ class Report:
     commits: int = 0
     rollbacks: int = 0
     operations: int = 0
+    retries: int = 0
     committed: int = 0
     rolled_back: int = 0
     settled_by_others: int = 0
@@ -57,7 +58,8 @@ class Report:
             f"{self.database}, seed {self.seed}, {self.seconds} s",
             *self._shots(),
             f"  {self.commits} commits acknowledged, {self.rollbacks} transactions rolled back",
-            f"  {self.operations} operations announced, {self.committed} committed",
+            f"  {self.operations} operations announced, {self.retries} as new attempts at a key",
+            f"  {self.committed} committed",
             f"  {self.rolled_back} rolled back, {self.settled_by_others} of them by another node",
             f"  {self.notifications} notifications, {self.answered_again} keys answered again",
             f"  {self.events} events in the log, {self.delivered} handed to deliver",

@@ -20,7 +20,7 @@ from commitcast import Coordinator
 from commitcast.chaos import evidence
 from commitcast.chaos.audience import Audience
 from commitcast.chaos.checker import check
-from commitcast.chaos.process import LOAD_SERVER, ServerOptions, ServerProcess, free_port
+from commitcast.chaos.process import ServerOptions, ServerProcess, free_port
 from commitcast.chaos.record import Answer, History, NodeRow, OperationsRecord, Said, SinkRecord
 from commitcast.chaos.report import Report
 from commitcast.chaos.waits import either, until, within
@@ -48,8 +48,8 @@ _DELIVERED_S: Final = 30.0
 class Trial(abc.ABC):
     """Runs once. `progress` is called with the report after each shot.
 
-    `program` is the command line of a server that takes the options of `server.main`. `lives`
-    is whether every server lives to the end.
+    `program` is the command line of a server that takes the options of `server.main`; so many
+    `servers` run at the end.
     """
 
     def __init__(
@@ -204,6 +204,7 @@ class Trial(abc.ABC):
         report.delivered = sum(len(sink.frames) for sink in history.sinks)
         ends = Counter(outcome.outcome for outcome in history.operations.outcomes)
         report.operations = len(history.operations.attempts)
+        report.retries = sum(attempt.attempt > 1 for attempt in history.operations.attempts)
         report.committed, report.rolled_back = ends["committed"], ends["rolled_back"]
         report.settled_by_others = sum(
             outcome.error == str(NODE_DIED) for outcome in history.operations.outcomes
@@ -220,6 +221,3 @@ class Trial(abc.ABC):
 def _lines(file: Path) -> list[str]:
     """The whole lines of `file`."""
     return file.read_text().split("\n")[:-1] if file.exists() else []
-
-
-__all__ = ["LEASE_S", "LOAD_SERVER", "UP_S", "Trial"]

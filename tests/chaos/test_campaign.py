@@ -20,7 +20,8 @@ async def test_g1_to_g6_hold_through_kill_9(database: Database, tmp_path: Path) 
         report = await Campaign(url, tmp_path, kills=KILLS, seed=11).run()
     assert report.errors == []
     assert report.violations == []
-    assert report.kills == KILLS
+    assert KILLS <= report.kills <= 4 * KILLS
+    assert report.received_across_a_kill > 0
     assert report.reconnects >= report.kills
     assert report.rollbacks > 0
     assert report.operations == report.committed + report.rolled_back
@@ -59,7 +60,7 @@ async def test_g1_to_g6_hold_when_a_node_is_stopped_and_goes_on(
         ("tell_after_the_outcome", 25, "G6"),
         ("insert_no_outcome", 3, "G6"),
         ("declare_nobody_dead", 5, "G6"),
-        ("try_again_whatever_came_of_it", 10, "G6"),
+        ("try_again_whatever_came_of_it", 20, "G6"),
     ],
 )
 async def test_campaign_finds_what_is_broken_on_purpose(

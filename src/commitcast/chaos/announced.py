@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 _NOBODY: Final = -1
 _CANCELLED_WITHIN_S: Final = (0.0, 0.003, 0.03)
 _DEADLINES_S: Final = (0.001, 0.02, 0.05)
-_KEYS_A_SECOND: Final = 4
-_REMEMBERED_S: Final = 6
-"""How long a key is tried again: through a kill, a start, and the lease of who had it."""
+_KEYS: Final = 3
+_NEW_KEYS_EVERY_S: Final = 5
+_OLD_KEYS: Final = 2
+"""Keys are tried again for so many times 5 s: through a kill, a start, and the dead one's lease."""
 
 
 class OperationWriter(Writer):
@@ -72,6 +73,11 @@ class OperationWriter(Writer):
             (self._cancelled, 5),
             (self._keyed, 5),
         )
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """As `Writer.run`, but first try again what an earlier life may have begun."""
+        await self._keyed()
+        await super().run(stop)
 
     # --- shapes that commit ---------------------------------------------------------------
 
@@ -158,9 +164,9 @@ class OperationWriter(Writer):
 
     async def _keyed(self) -> None:
         """An operation that others, of this and of the next server lives, try as well."""
-        second = int(time.time()) - self._rng.randint(0, _REMEMBERED_S)
-        number = self._rng.randrange(_KEYS_A_SECOND)
-        key = f"{second}.{number}"
+        age = self._rng.randint(0, _OLD_KEYS)
+        number = self._rng.randrange(_KEYS)
+        key = f"{int(time.time() / _NEW_KEYS_EVERY_S) - age}.{number}"
         user = self._users[number % len(self._users)]
         error = _OnPurpose() if self._rng.random() < 0.2 else None  # noqa: PLR2004 - a fifth
         with contextlib.suppress(AlreadyCommitted, InProgress):

@@ -38,6 +38,10 @@ class Audience:
         self._rng = rng
         self._errors = errors
 
+    def across(self) -> int:
+        """Events that were committed before a kill and received after it, so far."""
+        return sum(reader.across for reader in self.readers)
+
     def first(self) -> list[Reader]:
         """Three of each stream: with and without a first position, and one that comes and goes."""
         readers = []

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Final
 
 from commitcast.chaos import evidence
 from commitcast.chaos.process import LOAD_SERVER, ServerProcess
-from commitcast.chaos.trial import LEASE_S, UP_S, Trial
+from commitcast.chaos.trial import ENDS_S, LEASE_S, UP_S, Trial
 from commitcast.chaos.waits import all_unless, either, until, within
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ _STOPPED_S: Final = ((0.0, LEASE_S), (0.8 * LEASE_S, 1.5 * LEASE_S), (1.5 * LEAS
 _COMMITS: Final = 100
 _AFTER_S: Final = (0.0, 0.0005, 0.004)
 _AIMED_S: Final = 10.0
+_SHOT_S: Final = _RUNNING_S + _AIMED_S + 10.0
 _LAST_LOAD_S: Final = 1.5 * LEASE_S
 _SURELY_DEAD_STOPS: Final = 20
 
@@ -52,9 +53,10 @@ class StopCampaign(Trial):
         progress: Callable[[Report], None] = lambda _report: None,
     ) -> None:
         super().__init__(
-            url, directory, seed=seed, servers=_SERVERS, shots=stops, deliver=deliver,
-            program=program, progress=progress,
+            url, directory, seed=seed, servers=_SERVERS, deliver=deliver, program=program,
+            limit_s=ENDS_S + _SHOT_S * stops, progress=progress,
         )  # fmt: skip
+        self._stops = stops
         self._options = replace(self._options, writers=_WRITERS)
 
     async def _lives(self, engine: AsyncEngine, stderr: IO[bytes]) -> None:
@@ -75,7 +77,7 @@ class StopCampaign(Trial):
 
             if not await until(UP_S, both_known):
                 self.report.errors.append(f"the nodes did not join; {self._stderr()}")
-            for _ in range(self._shots):
+            for _ in range(self._stops):
                 if any(server.ended.is_set() for server in servers):
                     self.report.errors.append(f"a server ended by itself; {self._stderr()}")
                     break

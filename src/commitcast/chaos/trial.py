@@ -39,6 +39,8 @@ WRITERS: Final = 8
 OPERATION_WRITERS: Final = 4
 LEASE_S: Final = 1.0
 UP_S: Final = 30.0
+ENDS_S: Final = 180.0
+"""What a campaign takes at most besides its shots."""
 _STOP_S: Final = 30.0
 _SETTLED_S: Final = LEASE_S + 15.0
 """Generous: a campaign shares its machine. What is open then stays open."""
@@ -59,13 +61,13 @@ class Trial(abc.ABC):
         *,
         seed: int,
         servers: int,
-        shots: int,
+        limit_s: float,
         deliver: bool,
         program: Sequence[str],
         progress: Callable[[Report], None],
     ) -> None:
         self._url = url
-        self._shots = shots
+        self._limit_s = limit_s
         self._rng = random.Random(seed)
         run = f"{self._rng.getrandbits(32):08x}{time.time_ns():x}"
         self._users = [f"chaos:{run}:{number}" for number in range(USERS)]
@@ -93,7 +95,7 @@ class Trial(abc.ABC):
         engine = create_async_engine(self._url)
         coordinator = Coordinator(engine)
         try:
-            async with asyncio.timeout(180 + 15 * self._shots):
+            async with asyncio.timeout(self._limit_s):
                 await coordinator.migrate()
                 await evidence.prepare(engine)
                 with self._stderr_path.open("wb") as stderr:
@@ -200,7 +202,7 @@ class Trial(abc.ABC):
         report.readers = len(self._audience.records)
         report.reconnects = sum(max(0, reader.connections - 1) for reader in readers)
         report.received = sum(reader.received for reader in readers)
-        report.received_across_a_kill = sum(reader.across for reader in readers)
+        report.received_across_a_kill = self._audience.across()
         report.delivered = sum(len(sink.frames) for sink in history.sinks)
         ends = Counter(outcome.outcome for outcome in history.operations.outcomes)
         report.operations = len(history.operations.attempts)

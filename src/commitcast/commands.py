@@ -199,6 +199,7 @@ def _add_optional() -> None:
         (app, "demo", "commitcast.demo.command", "demo"),
         (app, "bench", "commitcast.bench.command", "bench"),
         (chaos, "kill", "commitcast.chaos.command", "chaos"),
+        (chaos, "stop", "commitcast.chaos.command", "chaos"),
     ):
         if asked in {None, "chaos" if target is chaos else name}:
             function = _optional(module, name, extra)

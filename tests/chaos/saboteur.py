@@ -1,19 +1,29 @@
 """The load server with one promise of the library broken on purpose: ``saboteur.py NAME …``."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from sqlalchemy import Connection
+from sqlalchemy.dialects.postgresql import insert
 
 from commitcast import Position, emit
 from commitcast.chaos import server, workload
 from commitcast.chaos.workload import Writer
 from commitcast.chaos.workload import Written as Row
 from commitcast.delivery import Delivery
+from commitcast.event import EncodedEvent
 from commitcast.log import Written
+from commitcast.node import Node
+from commitcast.notification import Failure, RollbackNotification
+from commitcast.operations import Operations
+from commitcast.outcome import Announcement, Attempt, Outcomes, Verdict
 from commitcast.subscription import Subscription
 
 buffer: Any = sys.modules["commitcast.emit"]._Buffer
 start = Subscription.start
+encoded = RollbackNotification.encoded
+settle = Operations._try
 
 
 def send_before_commit() -> None:
@@ -76,6 +86,101 @@ def emit_after_the_commit() -> None:
     Writer._plain = two_writes
 
 
+def tell_nobody() -> None:
+    """G6: what is rolled back is settled and not told."""
+
+    def nothing(
+        self: RollbackNotification, streams: tuple[str, ...], actor: str | None
+    ) -> list[EncodedEvent]:
+        return []
+
+    RollbackNotification.encoded = nothing
+
+
+def tell_twice() -> None:
+    """G6: each failure is told two times."""
+
+    def twice(
+        self: RollbackNotification, streams: tuple[str, ...], actor: str | None
+    ) -> list[EncodedEvent]:
+        return 2 * encoded(self, streams, actor)
+
+    RollbackNotification.encoded = twice
+
+
+def tell_after_the_outcome() -> None:
+    """G6: the outcome in one transaction, its notification in the next."""
+    kept: dict[str, list[EncodedEvent]] = {}
+
+    def later(
+        self: RollbackNotification, streams: tuple[str, ...], actor: str | None
+    ) -> list[EncodedEvent]:
+        kept[self.event_id] = encoded(self, streams, actor)
+        return []
+
+    async def two_writes(
+        self: Operations,
+        of: str,
+        nth: int,
+        failure: Failure,
+        transaction_id: str | None,
+        told: Sequence[str],
+    ) -> Verdict:
+        verdict = await settle(self, of, nth, failure, transaction_id, told)
+        if verdict.notification is not None:
+            events = kept.pop(verdict.notification.event_id)
+            log = self.outcomes._log
+            self._deliver(await self._writer.run(lambda conn: log.append(conn, events)))
+        return verdict
+
+    RollbackNotification.encoded = later
+    Operations._try = two_writes
+
+
+def insert_no_outcome() -> None:
+    """G6: a commit is taken for a rollback, since its outcome is not in it."""
+
+    def nothing(
+        self: Outcomes, conn: Connection, of: str, attempt: int, result_json: str | None
+    ) -> None: ...
+
+    Outcomes.commit = nothing
+
+
+def commit_too_late() -> None:
+    """G6: a transaction commits although its operation was rolled back by another node."""
+
+    def whatever(
+        self: Outcomes, conn: Connection, of: str, attempt: int, result_json: str | None
+    ) -> None:
+        values = {"outcome": "committed", "result": result_json, "decided_at": self.clock.now()}
+        into = insert(self.tables.outcomes).values(operation_id=of, attempt=attempt, **values)
+        conn.execute(into.on_conflict_do_nothing())
+
+    Outcomes.commit = whatever
+
+
+def declare_nobody_dead() -> None:
+    """G6: what a killed node left stays open."""
+
+    async def no_one(self: Node) -> int:
+        return 0
+
+    Node.declare_deaths = no_one
+
+
+def try_again_whatever_came_of_it() -> None:
+    """G6: a key that has committed is another attempt."""
+
+    def again(self: Outcomes, conn: Connection, wanted: Announcement) -> int | Attempt:
+        latest = self.latest(conn, wanted.id)
+        attempt = 1 if latest is None else latest.attempt + 1
+        self._insert(conn, [(wanted, attempt)])
+        return attempt
+
+    Outcomes._again = again
+
+
 SABOTAGE: dict[str, Callable[[], None]] = {
     sabotage.__name__: sabotage
     for sabotage in (
@@ -85,6 +190,13 @@ SABOTAGE: dict[str, Callable[[], None]] = {
         hear_no_commit,
         replay_one_too_many,
         emit_after_the_commit,
+        tell_nobody,
+        tell_twice,
+        tell_after_the_outcome,
+        insert_no_outcome,
+        commit_too_late,
+        declare_nobody_dead,
+        try_again_whatever_came_of_it,
     )
 }
 

@@ -12,35 +12,23 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
+from commitcast.chaos.operation_checker import check_operations
 from commitcast.chaos.record import BusinessRow, Connected, Received, Refused, Told
+from commitcast.chaos.violation import Guarantee, Violation
+from commitcast.notification import NOTIFICATION_TYPE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from commitcast.chaos.record import History, LogEvent, ReaderRecord, SinkRecord
 
-Guarantee = Literal["G1", "G2", "G3", "G4", "G5", "G7"]
 _Log = dict[str, dict[int, "LogEvent"]]
 _Breach = tuple[Guarantee, str, str]
 
 _DRAINING: Final = 503
 _NEW: Final = "new"
-
-
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """One breach of a guarantee of DESIGN §1; `who` is a reader, a sink, the log or the rows."""
-
-    guarantee: Guarantee
-    breach: str
-    stream: str
-    who: str
-    detail: str
-
-    def __str__(self) -> str:
-        return f"{self.guarantee} {self.breach}: {self.who}, {self.stream}: {self.detail}"
 
 
 def check(history: History) -> list[Violation]:
@@ -55,6 +43,7 @@ def check(history: History) -> list[Violation]:
     for sink in history.sinks:
         found += _sink(sink, log)
     found += _epochs(history)
+    found += check_operations(history)
     return found
 
 
@@ -77,14 +66,22 @@ def _log(history: History, log: _Log) -> Iterator[Violation]:
             yield Violation("G3", "events trimmed", stream, "log", detail)
         last: dict[str, int] = {}
         for offset, event in sorted(events.items()):
+            if event.type == NOTIFICATION_TYPE:
+                continue  # told when its operation has ended, by whoever found that
             writer, number = _writer_and_number(_data(event.data_json).get("key"))
             if number <= last.get(writer, -1):
                 detail = f"offset {offset} of writer {writer} stands after its later work"
                 yield Violation("G4", "not in commit order", stream, "log", detail)
             last[writer] = number
-    for event_id, count in Counter(event.event_id for event in history.log).items():
+    # One notification has one id on all its streams.
+    ids = Counter(
+        (event.event_id, event.stream if event.type == NOTIFICATION_TYPE else "*")
+        for event in history.log
+    )
+    for (event_id, stream), count in ids.items():
         if count > 1:
-            yield Violation("G5", "event logged twice", "*", "log", f"id {event_id}: {count} times")
+            detail = f"id {event_id}: {count} times"
+            yield Violation("G5", "event logged twice", stream, "log", detail)
     if len(history.log) != sum(map(len, log.values())):
         yield Violation("G4", "offset used twice", "*", "log", "one (stream, offset), two events")
 
@@ -94,6 +91,8 @@ def _rows(history: History) -> Iterator[Violation]:
     rows = {row.key: row for row in history.rows}
     logged: Counter[str] = Counter()
     for event in history.log:
+        if event.type == NOTIFICATION_TYPE:
+            continue
         data = _data(event.data_json)
         key = str(data.get("key"))
         logged[key] += 1

@@ -1,4 +1,4 @@
-"""Starts the load server as a process of its own and kills it, by its pid and nothing else."""
+"""Starts the load server as a process of its own and kills or stops it, by its pid alone."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING, Final
 
+from commitcast.chaos.record import Answer, Said
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 LOAD_SERVER: Final = (sys.executable, "-m", "commitcast.chaos.server")
@@ -36,6 +38,9 @@ class ServerOptions:
     streams: Sequence[str]
     sink: Path | None
     program: Sequence[str] = LOAD_SERVER
+    operation_writers: int = 4
+    users: Sequence[str] = ("chaos",)
+    lease_s: float = 1.0
 
     def arguments(self, life: int) -> list[str]:
         """The command line of one life."""
@@ -45,10 +50,22 @@ class ServerOptions:
             "seed": self.seed,
             "life": life,
             "writers": self.writers,
+            "operation-writers": self.operation_writers,
             "streams": ",".join(self.streams),
+            "users": ",".join(self.users),
+            "lease-s": self.lease_s,
         } | ({} if self.sink is None else {"sink": self.sink})
         options = [f"--{name}={value}" for name, value in given.items()]
         return [*self.program, *options]
+
+
+@dataclass(frozen=True, slots=True)
+class _Aim:
+    """Shoot `later_s` seconds after so many more marks."""
+
+    marks: int
+    later_s: float
+    shoot: Callable[[], None]
 
 
 class ServerDied(Exception):
@@ -66,12 +83,17 @@ class ServerProcess:
         self.acknowledged: list[str] = []
         self.commits = 0
         self.rollbacks = 0
+        self.announced: list[tuple[str, int]] = []
+        self.said: list[Said] = []
+        self.answers: list[Answer] = []
         self.errors: list[str] = []
         self.killed = False
         self.up = asyncio.Event()
         self.stopped = asyncio.Event()
         self.ended = asyncio.Event()
-        self._aim: tuple[int, float] | None = None
+        self.halted = asyncio.Event()
+        """SIGSTOP was sent."""
+        self._aim: _Aim | None = None
         self._loop = asyncio.get_running_loop()
         self._process = subprocess.Popen(  # noqa: S603 - our own module, no shell
             options.arguments(life),
@@ -94,8 +116,23 @@ class ServerProcess:
         self._process.send_signal(signal.SIGKILL)
 
     def kill_at_commit(self, marks: int, later_s: float) -> None:
-        """Send SIGKILL `later_s` seconds after `marks` more marks of commits."""
-        self._aim = (marks, later_s)
+        """Send SIGKILL `later_s` seconds after `marks` more marks of commits and operations."""
+        self._aim = _Aim(marks, later_s, self.kill)
+
+    def halt(self) -> None:
+        """Send SIGSTOP now: nothing of it runs until `resume`, and it knows nothing of that."""
+        self._aim = None
+        self._process.send_signal(signal.SIGSTOP)
+        self._loop.call_soon_threadsafe(self.halted.set)
+
+    def halt_at_commit(self, marks: int, later_s: float) -> None:
+        """Send SIGSTOP likewise."""
+        self._aim = _Aim(marks, later_s, self.halt)
+
+    def resume(self) -> None:
+        """Send SIGCONT."""
+        self.halted.clear()
+        self._process.send_signal(signal.SIGCONT)
 
     async def end(self) -> None:
         """Wait for the killed process; raises `ServerDied` if it had ended by itself."""
@@ -129,17 +166,26 @@ class ServerProcess:
 
     def _mark(self, line: str) -> None:
         kind, _, rest = line.partition(" ")
-        if kind in {"b", "w", "c"} and self._aim is not None:
-            marks, later_s = self._aim
-            self._aim = (marks - 1, later_s) if marks > 1 else None
+        aim = self._aim
+        if kind in {"b", "w", "c", "a", "o"} and aim is not None:
+            self._aim = replace(aim, marks=aim.marks - 1) if aim.marks > 1 else None
             if self._aim is None:
-                time.sleep(later_s)
-                self.kill()
+                time.sleep(aim.later_s)
+                aim.shoot()
         if kind == "c":
             self.commits += 1
             self.acknowledged += rest.split()
         elif kind == "r":
             self.rollbacks += 1
+        elif kind == "a":
+            operation, attempt = rest.split()
+            self.announced.append((operation, int(attempt)))
+        elif kind == "o":
+            operation, attempt, outcome = rest.split()
+            self.said.append(Said(operation, int(attempt), outcome))
+        elif kind == "k":
+            operation, _, result = rest.partition(" ")
+            self.answers.append(Answer(operation, result))
         elif kind == "error":
             self.errors.append(json.loads(rest))
         elif kind in {"up", "stopped"}:

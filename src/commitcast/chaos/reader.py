@@ -184,7 +184,8 @@ class Reader:
             self._observations.append(Received(self._last_event_id, data))
             frame = json.loads(data)
             self.offset = max(self.offset, frame["offset"])
-            self.across += int(frame["data"]["key"].partition(".")[0]) < self.life
+            life = frame["data"].get("key", "").partition(".")[0]  # a notification has none
+            self.across += life.isdigit() and int(life) < self.life
             self.received += 1
             self._moved.set()
         elif event in {"commitcast.subscribed", "commitcast.reset"}:

@@ -93,6 +93,86 @@ class SinkRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class AttemptRow:
+    """One row of ``operations``: an announced attempt, and who is to be told if it fails."""
+
+    id: str
+    attempt: int
+    name: str
+    actor: str | None
+    streams: Sequence[str]
+    shown: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeRow:
+    """One row of ``outcomes``."""
+
+    id: str
+    attempt: int
+    outcome: str
+    result_json: str | None
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkRow:
+    """One row of the writers' own, saved in the transaction that was to commit an attempt."""
+
+    id: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRow:
+    """One row of ``nodes``, while the servers that were left at the end still ran."""
+
+    id: str
+    term: int
+    alive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a writer knew of an attempt when it had left it: ``committed``, ``rolled_back``.
+
+    Or ``unknown``. It is what the library told it, by an answer, an error or ``outcome``.
+    """
+
+    id: str
+    attempt: int
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The result that `AlreadyCommitted` brought back to a writer that came with the same key."""
+
+    id: str
+    result_json: str
+
+
+@dataclass(frozen=True, slots=True)
+class OperationsRecord:
+    """All evidence of the operations of one campaign.
+
+    `announced` are the attempts that a writer had entered. `living` is how many servers ran
+    when `nodes` was read. `nobody_died`: no server was ever killed, and a stopped one cannot be
+    taken for a dead one (SQLite, where a lock on a file says who lives).
+    """
+
+    attempts: Sequence[AttemptRow] = ()
+    outcomes: Sequence[OutcomeRow] = ()
+    work: Sequence[WorkRow] = ()
+    nodes: Sequence[NodeRow] = ()
+    announced: frozenset[tuple[str, int]] = frozenset()
+    said: Sequence[Said] = ()
+    answers: Sequence[Answer] = ()
+    living: int = 0
+    nobody_died: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class History:
     """All evidence of one campaign.
 
@@ -107,3 +187,4 @@ class History:
     acknowledged: frozenset[str]
     readers: Sequence[ReaderRecord]
     sinks: Sequence[SinkRecord] = field(default=())
+    operations: OperationsRecord = field(default_factory=OperationsRecord)

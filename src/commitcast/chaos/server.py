@@ -9,6 +9,9 @@ means that the campaign is gone, and so the server goes too. Standard output car
 ``w``                 the log has been written, and COMMIT is about to be sent
 ``c KEY KEY …``       a ``commit()`` returned; these rows must be there for ever
 ``r``                 a transaction was rolled back on purpose
+``a ID ATTEMPT``      an operation was entered; it must have one outcome in the end
+``o ID ATTEMPT SAID`` it was left, ``committed``, ``rolled_back`` or ``unknown``
+``k ID RESULT``       it had committed before, with this result (JSON)
 ``stopped``           all writers have finished
 
 Each mark is one write(2) of at most PIPE_BUF bytes, so a kill never leaves half of one.
@@ -33,10 +36,12 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from commitcast import Coordinator, Retention
+from commitcast.chaos.announced import OperationWriter
 from commitcast.chaos.workload import Writer
+from commitcast.operations import own_stream
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Iterable, Sequence
 
     from commitcast import CommittedEvent
     from commitcast.auth import ConnectionRequest
@@ -44,6 +49,7 @@ if TYPE_CHECKING:
 _RELAY_LEASE_S: Final = 1.0
 """Short, so that the relay of most lives takes over from one that was killed."""
 _DRAIN_S: Final = 1.0
+_SPARE: Final = 6  # connections, for those who read the log
 
 
 class PipeMarks:
@@ -65,6 +71,18 @@ class PipeMarks:
         """Mark ``r``."""
         self.write("r")
 
+    def announced(self, operation: str, attempt: int) -> None:
+        """Mark ``a``."""
+        self.write(f"a {operation} {attempt}")
+
+    def said(self, operation: str, attempt: int, outcome: str) -> None:
+        """Mark ``o``."""
+        self.write(f"o {operation} {attempt} {outcome}")
+
+    def answered(self, operation: str, result: object) -> None:
+        """Mark ``k``."""
+        self.write(f"k {operation} {json.dumps(result)}")
+
     def write(self, line: str) -> None:
         """Any mark, at once."""
         os.write(1, f"{line}\n".encode())
@@ -76,7 +94,7 @@ class FileSink:
     It leaves out what others who use the database emit to streams of their own.
     """
 
-    def __init__(self, path: str, streams: Sequence[str]) -> None:
+    def __init__(self, path: str, streams: Iterable[str]) -> None:
         self._streams = frozenset(streams)
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
@@ -104,17 +122,20 @@ class LoadServer:
         self._marks = PipeMarks()
         self._go = asyncio.Event()
         self._stop = asyncio.Event()
-        self.engine = create_async_engine(options.database_url)
+        writers = options.writers + options.operation_writers
+        self.engine = create_async_engine(options.database_url, pool_size=writers + _SPARE)
         if self.engine.dialect.name == "sqlite":
             from commitcast import sqlite
 
             sqlite.configure(self.engine)
-        sink = None if options.sink is None else FileSink(options.sink, options.streams).send
+        read = [*options.streams, *map(own_stream, options.users)]
+        sink = None if options.sink is None else FileSink(options.sink, read).send
         self.coordinator = Coordinator(
             self.engine,
             deliver=sink,
             relay_name=options.streams[0],  # of this campaign alone
             relay_lease_s=_RELAY_LEASE_S,
+            lease_s=options.lease_s,
             drain_s=_DRAIN_S,
             retention=Retention(every_s=0),  # others' events in the database are not ours to trim
         )
@@ -151,14 +172,11 @@ class LoadServer:
     async def _write(self) -> None:
         await self._go.wait()
         writers = [
-            Writer(
-                self.engine,
-                self._options.streams,
-                f"{self._options.life}.{number}",
-                random.Random(f"{self._options.seed}.{self._options.life}.{number}"),
-                self._marks,
-            )
-            for number in range(self._options.writers)
+            *(self._writer(f"{number}") for number in range(self._options.writers)),
+            *(
+                self._writer(f"o{n}", operations=True)
+                for n in range(self._options.operation_writers)
+            ),
         ]
         try:
             async with asyncio.TaskGroup() as group:
@@ -170,6 +188,17 @@ class LoadServer:
             raise
         self._marks.write("stopped")
 
+    def _writer(self, number: str, *, operations: bool = False) -> Writer:
+        options = self._options
+        name = f"{options.life}.{number}"
+        rng = random.Random(f"{options.seed}.{name}")
+        if not operations:
+            return Writer(self.engine, options.streams, name, rng, self._marks)
+        return OperationWriter(
+            self.engine, options.streams, name, rng, self._marks,
+            coordinator=self.coordinator, users=options.users,
+        )  # fmt: skip
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until told to stop, or killed."""
@@ -179,7 +208,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--life", type=int, required=True)
     parser.add_argument("--writers", type=int, required=True)
+    parser.add_argument("--operation-writers", type=int, required=True)
     parser.add_argument("--streams", type=lambda text: text.split(","), required=True)
+    parser.add_argument("--users", type=lambda text: text.split(","), required=True)
+    parser.add_argument("--lease-s", type=float, required=True)
     parser.add_argument("--sink")
     options = parser.parse_args(arguments)
 

@@ -347,9 +347,7 @@ class Coordinator:
             raise NotRunning("operations need an async engine: Coordinator(engine, reader=…)")
         outcomes = Outcomes(Log(self.tables, self._writer.sync_engine.dialect))
         async with self._writer.connect() as conn:
-            return await conn.run_sync(
-                lambda sync: outcomes.newest(sync, state, limit, actor=user)
-            )
+            return await conn.run_sync(lambda sync: outcomes.newest(sync, state, limit, actor=user))
 
     def observe(self, observer: Observer) -> None:
         """Have `observer` called with every `CoordinationEvent` of this node; it must not block."""

@@ -68,11 +68,35 @@ class Client:
         assert answer.status_code == 201, answer.text
         return str(answer.json()["id"])
 
+    async def post(self, thread: str, text: str, key: str | None = None) -> httpx.Response:
+        headers = {} if key is None else {"Idempotency-Key": key}
+        path = f"/api/threads/{thread}/messages"
+        return await self.http.post(path, json={"text": text}, headers=headers)
+
     async def ask(self, thread: str, text: str) -> dict[str, str]:
-        answer = await self.http.post(f"/api/threads/{thread}/messages", json={"text": text})
+        answer = await self.post(thread, text)
         assert answer.status_code == 202, answer.text
         accepted: dict[str, str] = answer.json()
         return accepted
+
+    async def arm(self, fault: str) -> None:
+        answer = await self.http.post("/api/break", json={"fault": fault})
+        assert (answer.status_code, answer.json()) == (200, {"armed": fault}), answer.text
+
+    async def operation(self, operation: str) -> dict[str, Any]:
+        answer = await self.http.get(f"/api/operations/{operation}")
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    async def operations(self) -> list[dict[str, Any]]:
+        return list((await self.http.get("/api/operations")).json())
+
+    async def log(self, stream: str) -> list[dict[str, Any]]:
+        """All events of a stream so far."""
+        marker = await self.make_thread(f"marker {uuid.uuid4()}")
+        await self.ask(marker, "Are you there?")
+        del marker
+        raise NotImplementedError(stream)
 
     async def messages(self, thread: str) -> list[dict[str, Any]]:
         return list((await self.http.get(f"/api/threads/{thread}/messages")).json())

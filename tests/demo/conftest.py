@@ -12,11 +12,16 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 import uvicorn
+from sqlalchemy import select
 
 from commitcast.demo.app import create_app
+from commitcast.schema import Naming, Tables
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+
+PATIENCE_S = 60
 
 
 @dataclass
@@ -38,7 +43,7 @@ class Stream:
     async def until(self, kind: str) -> list[dict[str, Any]]:
         """All events up to one of that type, with it."""
         found = []
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while True:
                 name, frame = await self.next()
                 assert name == "", f"the position was lost: {name} {frame}"
@@ -79,8 +84,8 @@ class Client:
         accepted: dict[str, str] = answer.json()
         return accepted
 
-    async def arm(self, fault: str) -> None:
-        answer = await self.http.post("/api/break", json={"fault": fault})
+    async def arm(self, fault: str, **options: str) -> None:
+        answer = await self.http.post("/api/break", json={"fault": fault, **options})
         assert (answer.status_code, answer.json()) == (200, {"armed": fault}), answer.text
 
     async def operation(self, operation: str) -> dict[str, Any]:
@@ -91,12 +96,13 @@ class Client:
     async def operations(self) -> list[dict[str, Any]]:
         return list((await self.http.get("/api/operations")).json())
 
-    async def log(self, stream: str) -> list[dict[str, Any]]:
-        """All events of a stream so far."""
-        marker = await self.make_thread(f"marker {uuid.uuid4()}")
-        await self.ask(marker, "Are you there?")
-        del marker
-        raise NotImplementedError(stream)
+    async def settled(self, operation: str, outcome: str) -> dict[str, Any]:
+        """The operation, once it has that outcome."""
+        async with asyncio.timeout(PATIENCE_S):
+            while (found := await self.operation(operation))["outcome"] != outcome:
+                assert found["outcome"] == "open", found
+                await asyncio.sleep(0.05)
+        return found
 
     async def messages(self, thread: str) -> list[dict[str, Any]]:
         return list((await self.http.get(f"/api/threads/{thread}/messages")).json())
@@ -136,13 +142,22 @@ class Demo:
             while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no signal
                 await asyncio.sleep(0.01)
             try:
-                yield self
+                async with self.at(self.address):
+                    yield self
             finally:
-                for client in self._clients:
-                    await client.http.aclose()
-                self._clients.clear()
                 server.should_exit = True
                 await serving
+
+    @asynccontextmanager
+    async def at(self, address: str) -> AsyncIterator[Demo]:
+        """A demo that somebody else serves."""
+        self.address = address
+        try:
+            yield self
+        finally:
+            for client in self._clients:
+                await client.http.aclose()
+            self._clients.clear()
 
     def anyone(self) -> Client:
         client = Client(self.address)
@@ -151,6 +166,30 @@ class Demo:
 
     async def person(self, name: str) -> Client:
         return await self.anyone().login(name)
+
+
+class Told:
+    """What the log holds of failures."""
+
+    def __init__(self, database: Any) -> None:
+        self._engine = database.engine()
+        self._tables = Tables(Naming.of(database.kind))
+
+    async def rollbacks(self, operation: str) -> list[str]:
+        """The streams that were told of a rollback of `operation`, once for each time."""
+        events, streams = self._tables.events, self._tables.streams
+        query = (
+            select(streams.c.name)
+            .join(events, events.c.stream_id == streams.c.id)
+            .where(events.c.operation == operation, events.c.type == "transaction_rolled_back")
+        )
+        async with self._engine.connect() as connection:
+            return sorted(await connection.scalars(query))
+
+
+@pytest.fixture
+def told(database: Any) -> Told:
+    return Told(database)
 
 
 @pytest.fixture

@@ -129,13 +129,15 @@ class Api:
             {"fault": fault, "does": does, "available": self._faults.may_arm(fault)}
             for fault, does in EXPLAINED.items()
         ]
-        return JSONResponse({"armed": self._faults.armed(user_id), "faults": faults})
+        armed = self._faults.armed(user_id)
+        shown = {"armed": armed and armed.fault, "operation": armed and armed.operation}
+        return JSONResponse({**shown, "faults": faults})
 
     async def arm(self, request: Request) -> Response:
         """POST /api/break: one fault for the user's next operation."""
         user_id = await self._gate.user_of(request)
         body = await read_body(request, BreakBody)
-        self._faults.arm(user_id, body.fault)
+        self._faults.arm(user_id, body.fault, body.operation)
         return JSONResponse({"armed": body.fault})
 
     async def disarm(self, request: Request) -> Response:

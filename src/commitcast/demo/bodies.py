@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
@@ -56,9 +56,10 @@ class MessageBody(BaseModel):
 
 
 class BreakBody(BaseModel):
-    """POST /api/break."""
+    """POST /api/break; without `operation` it is the next, whichever that is."""
 
     fault: Fault
+    operation: Literal["message", "answer"] | None = None
 
 
 def idempotency_key(request: Request) -> str | None:

@@ -10,6 +10,7 @@ import asyncio
 import os
 import signal
 from collections import OrderedDict
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
@@ -46,6 +47,14 @@ EXPLAINED: Final = {
     Fault.CUT_SOCKET: "Your live connections are cut at the moment of the commit.",
     Fault.KILL_WORKER: "The server process kills itself (SIGKILL) in the middle.",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Armed:
+    """What waits to happen; `operation` is the name of the one it waits for, None for any."""
+
+    fault: Fault
+    operation: str | None
 
 
 class FaultInjected(Exception):
@@ -90,20 +99,23 @@ class Faults:
     def __init__(self, connections: Connections, *, supervised: bool) -> None:
         self._connections = connections
         self._supervised = supervised
-        self._armed: OrderedDict[str, Fault] = OrderedDict()
+        self._armed: OrderedDict[str, Armed] = OrderedDict()
 
     def may_arm(self, fault: Fault) -> bool:
         """Whether this server can have that fault."""
         return self._supervised or fault is not Fault.KILL_WORKER
 
-    def arm(self, user: str, fault: Fault) -> None:
-        """Have `fault` happen in the user's next operation, instead of what was armed before."""
+    def arm(self, user: str, fault: Fault, operation: str | None = None) -> None:
+        """Have `fault` happen in the user's next operation, instead of what was armed before.
+
+        With `operation` in the next of that name.
+        """
         if not self.may_arm(fault):
             raise Problem(
                 409, "Nobody would start it again",
                 "This server runs without its parent process; start it with `commitcast demo`.",
             )  # fmt: skip
-        self._armed[user] = fault
+        self._armed[user] = Armed(fault, ANSWER if fault is Fault.FAIL_AFTER_AGENT else operation)
         self._armed.move_to_end(user)
         while len(self._armed) > _MOST_ARMED:
             self._armed.popitem(last=False)
@@ -112,17 +124,17 @@ class Faults:
         """Have nothing happen."""
         self._armed.pop(user, None)
 
-    def armed(self, user: str) -> Fault | None:
+    def armed(self, user: str) -> Armed | None:
         """What waits for the user's next operation."""
         return self._armed.get(user)
 
     def take(self, operation: Operation) -> Injection:
         """What is to happen in an operation that was entered; it is armed no more."""
         user = operation.actor or ""
-        fault = self._armed.get(user)
-        if fault is None or (fault is Fault.FAIL_AFTER_AGENT and operation.name != ANSWER):
+        armed = self._armed.get(user)
+        if armed is None or armed.operation not in {None, operation.name}:
             return Injection()
         self.disarm(user)
-        if fault is Fault.CUT_SOCKET:
+        if armed.fault is Fault.CUT_SOCKET:
             operation.after_commit(lambda: self._connections.cut(user))
-        return Injection(fault)
+        return Injection(armed.fault)

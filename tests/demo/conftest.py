@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 from contextlib import asynccontextmanager
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 
-PATIENCE_S = 60
+PATIENCE_S = 90
 
 
 @dataclass
@@ -40,9 +41,11 @@ class Stream:
                 return name, json.loads(line.removeprefix("data: "))
         raise EOFError
 
-    async def until(self, kind: str) -> list[dict[str, Any]]:
-        """All events up to one of that type, with it."""
-        found = []
+    async def until(
+        self, kind: str, found: list[dict[str, Any]] | None = None
+    ) -> list[dict[str, Any]]:
+        """All events up to one of that type, with it; added to `found` as they come."""
+        found = [] if found is None else found
         async with asyncio.timeout(PATIENCE_S):
             while True:
                 name, frame = await self.next()
@@ -56,7 +59,7 @@ class Client:
     """Someone who speaks HTTP to the demo."""
 
     def __init__(self, address: str) -> None:
-        self.http = httpx.AsyncClient(base_url=address, timeout=30)
+        self.http = httpx.AsyncClient(base_url=address, timeout=PATIENCE_S)
         self.user_id = ""
 
     async def login(self, name: str) -> Client:
@@ -109,6 +112,16 @@ class Client:
 
     async def runs(self, thread: str) -> list[dict[str, Any]]:
         return list((await self.http.get(f"/api/threads/{thread}/runs")).json())
+
+    async def hears(self, name: str, kind: str) -> list[dict[str, Any]]:
+        """All events of a stream up to one of that type, resumed whenever the server goes."""
+        found: list[dict[str, Any]] = []
+        async with asyncio.timeout(2 * PATIENCE_S):
+            while True:
+                cursor = f"{found[-1]['epoch']}:{found[-1]['offset']}" if found else "earliest"
+                with contextlib.suppress(httpx.TransportError, EOFError):
+                    async with self.stream(name, cursor=cursor) as stream:
+                        return await stream.until(kind, found)
 
     @asynccontextmanager
     async def stream(self, name: str, **parameters: str) -> AsyncIterator[Stream]:

@@ -47,7 +47,8 @@ def run(options: WorkerOptions, listener: socket.socket, *, supervised: bool) ->
     except Exception as error:  # noqa: BLE001  (pydantic-ai and its providers raise many kinds)
         stop(_first_line(error))
     try:
-        asyncio.run(_prepare(options.database_url))
+        if not options.again:
+            asyncio.run(_prepare(options.database_url))
     except Exception as error:  # noqa: BLE001  (drivers raise many kinds; any means: no database)
         stop(f"cannot use the database: {_first_line(error)}; check --database-url")
     config = uvicorn.Config(

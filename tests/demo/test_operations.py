@@ -6,6 +6,9 @@ import asyncio
 from typing import Any
 
 import pytest
+from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
+from pydantic_ai.models.function import AgentInfo, FunctionModel
+from sqlalchemy import text
 
 pytestmark = pytest.mark.anyio
 
@@ -121,6 +124,8 @@ async def test_g7_an_operation_is_shown_to_its_user_alone(demo: Any) -> None:
         await stream.until("agent_completed")
     (run,) = await grace.runs(thread)
     unknown = _problem(await grace.http.get(f"/api/operations/{'0' * 32}"), 404)
+    for odd in ("%00", "x", "0" * 31, "%F0%9F%8C%8D"):
+        assert _problem(await ada.http.get(f"/api/operations/{odd}"), 404) == unknown
     for operation in (accepted["operation_id"], run["operation_id"]):
         assert _problem(await grace.http.get(f"/api/operations/{operation}"), 404) == unknown
         assert (await ada.http.get(f"/api/operations/{operation}")).status_code == 200
@@ -139,6 +144,48 @@ async def test_who_is_not_in_a_thread_announces_nothing_in_it(demo: Any) -> None
         await ada.ask(thread, HOTTEST)
         events = await stream.until("agent_completed")
     assert "transaction_rolled_back" not in [event["type"] for event in events]
+
+
+async def _held(database: Any, engine: Any) -> bool:
+    """Whether somebody's transaction is idle, or keeps a writer out."""
+    async with engine.begin() as connection:
+        if database.kind == "sqlite":  # BEGIN IMMEDIATE, which waits for any other writer
+            await connection.execute(text("DELETE FROM demo_broken_promises"))
+            return False
+        idle = await connection.scalar(
+            text(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+                "AND state LIKE 'idle in transaction%'"
+            )
+        )
+        return bool(idle)
+
+
+async def test_no_transaction_is_open_while_the_model_works(
+    stopped_demo: Any, database: Any
+) -> None:
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def slow(_messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
+        asked.set()
+        await answer.wait()
+        return ModelResponse(parts=[TextPart("At last.")])
+
+    async with stopped_demo.served(model=FunctionModel(slow)) as demo:
+        ada = await demo.person("Ada")
+        thread = await ada.make_thread("Space")
+        async with ada.stream(f"thread:{thread}") as stream:
+            await ada.ask(thread, HOTTEST)
+            await asyncio.wait_for(asked.wait(), 30)
+            await stream.until("agent_thinking")  # it was announced and has shown a step
+            engine = database.engine()
+            async with asyncio.timeout(30):
+                while await _held(database, engine):  # what Commitcast does beside it is short
+                    await asyncio.sleep(0.05)  # noqa: ASYNC110 - a database gives no signal
+            (run,) = await ada.runs(thread)
+            assert (await ada.operation(run["operation_id"]))["outcome"] == "open"
+            answer.set()
+            await stream.until("agent_completed")
 
 
 async def test_what_had_not_begun_is_answered_by_the_next_server(stopped_demo: Any) -> None:

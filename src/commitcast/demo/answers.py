@@ -48,6 +48,7 @@ CANCELLED: Final = "The answer was cancelled before it was finished. Please try 
 MODEL_FAILED: Final = "The agent's model failed. Please try again."
 NOT_SAVED: Final = "The answer could not be saved. Please try again."
 
+_DEADLINE_S: Final = 1800.0
 _MAX_AT_ONCE: Final = 8
 _REMEMBERED_MESSAGES: Final = 20
 _ATTEMPTS_TO_SETTLE: Final = 5
@@ -105,7 +106,7 @@ class Answers:
         """The operation of a run's answer; its id is the same whoever asks for it."""
         return self._coordinator.operation(
             ANSWER, user=run.user_id, stream=thread_stream(run.thread_id), id=run.id,
-            user_message=NOT_KEPT,
+            user_message=NOT_KEPT, deadline_s=_DEADLINE_S,
         )  # fmt: skip
 
     def begin(self, run: Run) -> None:

@@ -95,6 +95,7 @@ def create_app(
             Problem: on_problem,
             HTTPException: on_http_error,
             SQLAlchemyError: on_database_error,
+            OSError: on_database_error,
         },
     )
     app.add_middleware(SafeHeaders)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from commitcast.demo.database import Database
     from commitcast.outcome import Attempt
 
+_ID: Final = re.compile(r"[0-9a-f]{32}")
 _NEWEST: Final = 30
 _STATES: Final = ("open", "unknown", "committed", "rolled_back")
 _USER_MESSAGES: Final = {MESSAGE: NOT_SAVED, ANSWER: NOT_KEPT}
@@ -35,7 +37,9 @@ class OwnOperations:
 
     async def find(self, operation_id: str, user_id: str) -> dict[str, Any]:
         """The newest attempt at an operation of the user's; raises Problem 404."""
-        found = await self._coordinator.find_operation(operation_id, user=user_id)
+        found = None
+        if _ID.fullmatch(operation_id):
+            found = await self._coordinator.find_operation(operation_id, user=user_id)
         if found is None:
             raise Problem(
                 404, "No such operation",

@@ -70,7 +70,7 @@ async def on_http_error(_request: Request, error: Exception) -> Response:
 
 async def on_database_error(_request: Request, error: Exception) -> Response:
     """The database failed: nothing of the request was saved, and that is all that is told."""
-    if not isinstance(error, SQLAlchemyError):
+    if not isinstance(error, (SQLAlchemyError, OSError)):  # drivers raise OSError on connect
         raise error
     _logger.error("a request failed in the database: %s", type(error).__name__)
     return Problem(

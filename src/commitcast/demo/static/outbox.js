@@ -5,6 +5,12 @@
 const KEPT = "commitcast-demo-outbox";
 const UNREACHED = "The server cannot be reached, or does not know of it. Send it again when it is back.";
 
+/** A random UUID; over plain HTTP from another machine a browser offers no crypto.randomUUID. */
+function newKey() {
+  return crypto.randomUUID?.()
+    ?? [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
 export class Outbox {
   /**
    * @param {{post: (entry: object) => Promise<object>, operations: () => Promise<object[]>,
@@ -25,7 +31,7 @@ export class Outbox {
   }
 
   send(thread, text) {
-    return this.post({ key: crypto.randomUUID(), thread, text, told: 0 });
+    return this.post({ key: newKey(), thread, text, told: 0 });
   }
 
   retry(key) {

@@ -113,3 +113,18 @@ async def test_a_message_that_the_network_sends_twice_is_shown_once(
     assert (texts[0], len(texts)) == (QUESTION, 2)
     assert replayed == [True]
     await ada.sees_operations("committed", 1, "message")
+
+
+async def test_g5_a_page_whose_connections_are_cut_at_the_commit_shows_it_once(
+    server: Any, ada: Person, grace: Person
+) -> None:
+    await both_in_one_thread(server, ada, grace)
+    await ada.arms("cut_socket")
+    await ada.ask(QUESTION)
+    await ada.sees_connection("recovered")
+    for person in (ada, grace):
+        await person.sees_run("completed")
+    texts = await both_see_what_is_stored(server, ada, grace)
+    assert (texts[0], len(texts)) == (QUESTION, 2)
+    await expect(ada.page.locator("#outbox > *, .notice")).to_have_count(0, timeout=PATIENCE_MS)
+    await ada.sees_operations("rolled_back", 0)

@@ -9,6 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
+from commitcast.demo.connections import Connections
+from commitcast.demo.faults import Fault, Faults
+
 pytestmark = pytest.mark.anyio
 
 HOTTEST = "Which planet is the hottest?"
@@ -60,6 +63,14 @@ async def test_nobody_unknown_breaks_anything(demo: Any) -> None:
     assert (await nobody.get("/api/break")).status_code == 401
     assert (await nobody.post("/api/break", json={"fault": "cancel"})).status_code == 401
     assert (await nobody.delete("/api/break")).status_code == 401
+
+
+async def test_g10_what_is_armed_is_bounded() -> None:
+    faults = Faults(Connections(), supervised=True)
+    for number in range(5_000):
+        faults.arm(f"user {number}", Fault.CANCEL)
+    armed = [number for number in range(5_000) if faults.armed(f"user {number}")]
+    assert armed == list(range(4_000, 5_000))
 
 
 async def test_a_server_that_nobody_would_start_again_is_not_killed(demo: Any) -> None:

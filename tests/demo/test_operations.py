@@ -180,8 +180,9 @@ async def test_no_transaction_is_open_while_the_model_works(
             await stream.until("agent_thinking")  # it was announced and has shown a step
             engine = database.engine()
             async with asyncio.timeout(30):
-                while await _held(database, engine):  # what Commitcast does beside it is short
-                    await asyncio.sleep(0.05)  # noqa: ASYNC110 - a database gives no signal
+                # what Commitcast does beside it is short, and a database gives no signal
+                while await _held(database, engine):  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
             (run,) = await ada.runs(thread)
             assert (await ada.operation(run["operation_id"]))["outcome"] == "open"
             answer.set()

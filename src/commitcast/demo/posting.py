@@ -51,7 +51,7 @@ class Posting:
         """Save a member's message, once for each `key` of theirs.
 
         Raises Problem: 409 while the same key is being worked on, 422 for a key that came with
-        another message before (both as draft-ietf-httpapi-idempotency-key-header, section 2.7),
+        another message before (both as draft-ietf-httpapi-idempotency-key-header asks),
         and for what failed 409, 500 or 503 with the operation's id and attempt.
         """
         operation = self._coordinator.operation(

@@ -337,13 +337,18 @@ class Coordinator:
         found = await self._operations.latest(operation_id)
         return found if found is not None and user in {None, found.actor} else None
 
-    async def operations(self, state: str, *, limit: int = 100) -> list[Attempt]:
-        """The newest attempts that are ``open``, ``unknown``, ``committed`` or ``rolled_back``."""
+    async def operations(
+        self, state: str, *, user: str | None = None, limit: int = 100
+    ) -> list[Attempt]:
+        """The newest attempts that are ``open``, ``unknown``, ``committed`` or ``rolled_back``.
+
+        With `user`, those of that user alone (G7); without, whoever's they are.
+        """
         if self._writer is None:
             raise NotRunning("operations need an async engine: Coordinator(engine, reader=…)")
         outcomes = Outcomes(Log(self.tables, self._writer.sync_engine.dialect))
         async with self._writer.connect() as conn:
-            return await conn.run_sync(lambda sync: outcomes.newest(sync, state, limit))
+            return await conn.run_sync(lambda sync: outcomes.newest(sync, state, limit, actor=user))
 
     def observe(self, observer: Observer) -> None:
         """Have `observer` called with every `CoordinationEvent` of this node; it must not block."""

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from playwright.async_api import Browser
     from sqlalchemy import URL
 
+    from .people import Person
+
 ARGUMENTS = [
     "--headless",
     "--no-sandbox",
@@ -47,7 +49,7 @@ class DemoServer:
             stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         assert self._process.stdout is not None
-        line = (await asyncio.wait_for(self._process.stdout.readline(), 60)).decode()
+        line = (await asyncio.wait_for(self._process.stdout.readline(), 90)).decode()
         found = re.search(r"http://127\.0\.0\.1:(\d+)/", line)
         assert found, f"the server said {line!r}"
         self.address, self._port = found.group(), int(found.group(1))
@@ -56,7 +58,7 @@ class DemoServer:
         assert self._process is not None
         if self._process.returncode is None:
             self._process.send_signal(how)
-        await asyncio.wait_for(self._process.communicate(), 30)
+        await asyncio.wait_for(self._process.communicate(), 60)
 
     async def restart(self, how: signal.Signals, *, step_delay_ms: int) -> None:
         await self.end(how)
@@ -89,3 +91,22 @@ async def server(database: Any, step_delay_ms: int) -> AsyncIterator[DemoServer]
     await running.start()
     yield running
     await running.end(signal.SIGTERM)
+
+
+@pytest.fixture
+async def ada(browser: Browser) -> Person:
+    return await _person(browser, "Ada")
+
+
+@pytest.fixture
+async def grace(browser: Browser) -> Person:
+    return await _person(browser, "Grace")
+
+
+async def _person(browser: Browser, name: str) -> Person:
+    from .people import Person
+
+    context = await browser.new_context()
+    person = Person(await context.new_page(), name)
+    person.page.on("pageerror", lambda error: person.complaints.append(str(error)))
+    return person

@@ -23,6 +23,8 @@ async def test_an_answer_comes_as_committed_steps_in_order(demo: Any) -> None:
         accepted = await ada.ask(thread, HOTTEST)
         assert set(accepted) == {"operation_id", "run_id", "message_id"}
         events = await stream.until("agent_completed")
+    (answer,) = [run["operation_id"] for run in await ada.runs(thread)]
+    assert answer != accepted["operation_id"]  # the message is one operation, its answer another
     kinds = [event["type"] for event in events]
     assert [kind for kind in kinds if kind != "agent_thinking"] == [
         "message.created",
@@ -39,7 +41,7 @@ async def test_an_answer_comes_as_committed_steps_in_order(demo: Any) -> None:
     for event in events:
         assert event["id"]
         assert event["time"]
-        assert event["operation"] == accepted["operation_id"]
+        assert event["operation"] == (accepted["operation_id"] if event is events[0] else answer)
         assert event["data"]["user_id"] == ada.user_id
         assert event["data"]["thread_id"] == thread
         assert event["data"]["run_id"] == accepted["run_id"]

@@ -9,7 +9,7 @@ from sqlalchemy import func, select, update
 from commitcast import Event, emit
 from commitcast.demo.auth import is_member, user_named
 from commitcast.demo.problem import Problem
-from commitcast.demo.tables import OPEN_STATES, Member, Message, Run, Thread, User, new_id
+from commitcast.demo.tables import FAILED, OPEN_STATES, Member, Message, Run, Thread, User, new_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,9 +93,9 @@ async def require_member(session: AsyncSession, thread_id: str, user_id: str) ->
 
 
 async def add_message(
-    session: AsyncSession, run: Run, *, author: User | None, text: str
+    session: AsyncSession, run: Run, *, author: User | None, text: str, operation_id: str
 ) -> Message:
-    """Add a message at the end of the run's thread and emit it."""
+    """Add a message at the end of the run's thread and emit it, as done by an operation."""
     # the counter's row lock puts concurrent messages in the order of their commits
     number = await session.scalar(
         update(Thread)
@@ -112,7 +112,7 @@ async def add_message(
     data = {**message_shown(message, author), "user_id": run.user_id, "thread_id": run.thread_id}
     emit(
         session, thread_stream(run.thread_id), Event("message.created", data),
-        actor=author.id if author is not None else None, operation=run.operation_id,
+        actor=author.id if author is not None else None, operation=operation_id,
     )  # fmt: skip
     return message
 
@@ -131,8 +131,10 @@ def message_shown(message: Message, author: User | None) -> dict[str, Any]:
     }
 
 
-async def post_message(session: AsyncSession, user_id: str, thread_id: str, text: str) -> Run:
-    """Add a person's message and the run that will answer it."""
+async def post_message(
+    session: AsyncSession, user_id: str, thread_id: str, text: str, operation_id: str
+) -> Run:
+    """Add a person's message, as done by an operation, and the run that will answer it."""
     await require_member(session, thread_id, user_id)
     waiting = await session.scalar(
         select(func.count())
@@ -149,7 +151,7 @@ async def post_message(session: AsyncSession, user_id: str, thread_id: str, text
         message_id="", steps=[],
     )  # fmt: skip
     author = await session.get_one(User, user_id)
-    message = await add_message(session, run, author=author, text=text)
+    message = await add_message(session, run, author=author, text=text, operation_id=operation_id)
     run.message_id = message.id
     session.add(run)
     return run
@@ -179,9 +181,11 @@ async def runs_of(session: AsyncSession, thread_id: str) -> list[dict[str, Any]]
 
 
 def run_shown(run: Run) -> dict[str, Any]:
-    """A run as the API shows it."""
+    """A run as the API shows it; the steps of one that failed were taken back."""
+    failed = run.state == FAILED
     return {
         "run_id": run.id, "operation_id": run.operation_id, "message_id": run.message_id,
         "user_id": run.user_id, "thread_id": run.thread_id, "state": run.state,
-        "steps": run.steps, "error": run.error,
+        "steps": [] if failed else run.steps,
+        "steps_taken_back": len(run.steps) if failed else 0, "error": run.error,
     }  # fmt: skip

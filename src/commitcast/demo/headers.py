@@ -36,6 +36,9 @@ class SafeHeaders:
                     headers.setdefault(name, value)
                 if not scope["path"].startswith("/realtime"):
                     headers.setdefault("cache-control", "no-store")
+                    # Chrome sends a POST again by itself when a kept connection breaks: a message
+                    # that a killed server lost would be sent before anybody saw that it was lost
+                    headers["connection"] = "close"
             await send(message)
 
         await self._app(scope, receive, send_with_headers if scope["type"] == "http" else send)

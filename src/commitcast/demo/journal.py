@@ -1,10 +1,14 @@
-"""Writes a run's steps down: each in the run's row and as an event, in one transaction."""
+"""Writes a run's steps down: each in the run's row and as an event, in one commit.
+
+Each step is a checkpoint of the answer's operation (`Operation.begin`): it is there for everybody
+to see, and is taken back with all others if the operation rolls back.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
-import anyio
 from sqlalchemy import update
 
 from commitcast import Event, emit
@@ -14,7 +18,8 @@ from commitcast.demo.tables import COMPLETED, FAILED, QUEUED, RUNNING, Run, now
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
-    from commitcast.demo.database import Database
+    from commitcast.demo.faults import Injection
+    from commitcast.operation import Operation
 
 _LONGEST_ANSWER = 8_000
 
@@ -51,24 +56,35 @@ async def fail(session: AsyncSession, run: Run, before: tuple[str, ...], why: st
 
 
 class RunJournal:
-    """The steps of one run. No transaction is open between two of them."""
+    """The steps of one run. No transaction is open between two of them.
 
-    def __init__(self, database: Database, run: Run, step_delay_s: float) -> None:
-        self._database = database
+    `session` is the operation's own, from `Operation.begin`.
+    """
+
+    def __init__(
+        self,
+        operation: Operation,
+        session: AsyncSession,
+        run: Run,
+        step_delay_s: float,
+        fault: Injection,
+    ) -> None:
+        self._operation = operation
+        self._session = session
         self._run = run
+        self._fault = fault
         self._delay_s = step_delay_s
         self._steps: list[dict[str, Any]] = []
-        self._one_at_a_time = anyio.Lock()
+        self._one_at_a_time = asyncio.Lock()
 
     async def started(self) -> None:
         """The run begins."""
-        async with self._database.writing() as session:
-            await move(session, self._run, (QUEUED,), state=RUNNING)
-            emit_about(
-                session, self._run, "agent_started",
-                {"state": RUNNING, "message_id": self._run.message_id},
-            )  # fmt: skip
-        await anyio.sleep(self._delay_s)
+        session, run = self._session, self._run
+        run.operation_id = self._operation.id
+        await move(session, run, (QUEUED,), state=RUNNING, operation_id=run.operation_id)
+        emit_about(session, run, "agent_started", {"state": RUNNING, "message_id": run.message_id})
+        await session.commit()
+        await asyncio.sleep(self._delay_s)
 
     async def thinking(self, text: str | None) -> None:
         """The model works; a text belongs to the thinking that was announced before it."""
@@ -83,6 +99,7 @@ class RunJournal:
         step = self._new_step("tool")
         step |= {"tool": tool, "call_id": call_id, "arguments": arguments, "outcome": None}
         await self._write("tool_executing", step)
+        await self._fault.in_the_middle()
 
     async def tool_completed(self, call_id: str, tool: str, outcome: dict[str, Any]) -> None:
         """A tool has run."""
@@ -93,23 +110,20 @@ class RunJournal:
                 return
 
     async def completed(self, answer: str) -> None:
-        """The answer: its message, the run's end and both events in one commit."""
+        """The answer: its message, the run's end and both events, for the operation's commit."""
+        await self._fault.in_the_middle()  # unless there was a step to do it at
         text = (
             answer.replace("\x00", "")[:_LONGEST_ANSWER].strip()
             or "(The agent had nothing to say.)"
         )
-        async with self._database.writing() as session:
-            await move(session, self._run, (RUNNING,), state=COMPLETED, finished_at=now())
-            message = await add_message(session, self._run, author=None, text=text)
-            emit_about(
-                session, self._run, "agent_completed",
-                {"state": COMPLETED, "message_id": message.id},
-            )  # fmt: skip
-
-    async def failed(self, why: str) -> None:
-        """The run ends without an answer."""
-        async with self._database.writing() as session:
-            await fail(session, self._run, (QUEUED, RUNNING), why)
+        session, run = self._session, self._run
+        await move(session, run, (RUNNING,), state=COMPLETED, finished_at=now())
+        message = await add_message(
+            session, run, author=None, text=text, operation_id=self._operation.id
+        )
+        emit_about(session, run, "agent_completed", {"state": COMPLETED, "message_id": message.id})
+        self._operation.result = {"run_id": run.id, "message_id": message.id}
+        await self._fault.before_commit(session)
 
     def _new_step(self, kind: str) -> dict[str, Any]:
         step: dict[str, Any] = {"step": len(self._steps) + 1, "kind": kind}
@@ -118,7 +132,7 @@ class RunJournal:
 
     async def _write(self, kind: str, step: dict[str, Any]) -> None:
         async with self._one_at_a_time:
-            async with self._database.writing() as session:
-                await move(session, self._run, (RUNNING,), steps=self._steps)
-                emit_about(session, self._run, kind, step)
-            await anyio.sleep(self._delay_s)
+            await move(self._session, self._run, (RUNNING,), steps=self._steps)
+            emit_about(self._session, self._run, kind, step)
+            await self._session.commit()
+            await asyncio.sleep(self._delay_s)

@@ -21,7 +21,7 @@ Body = TypeVar("Body", bound=BaseModel)
 
 
 class Problem(Exception):
-    """A request that is refused."""
+    """A request that is refused, or failed; `more` are extension members (RFC 9457, 3.2)."""
 
     def __init__(
         self,
@@ -31,10 +31,11 @@ class Problem(Exception):
         *,
         errors: list[dict[str, str]] | None = None,
         headers: dict[str, str] | None = None,
+        more: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(detail)
         self.status, self.title, self.detail = status, title, detail
-        self.errors, self.headers = errors, headers
+        self.errors, self.headers, self.more = errors, headers, more
 
     def response(self) -> Response:
         """The problem as an HTTP response."""
@@ -43,6 +44,7 @@ class Problem(Exception):
         }  # fmt: skip
         if self.errors:
             body["errors"] = self.errors
+        body.update(self.more or {})
         return Response(
             orjson.dumps(body), self.status, self.headers, media_type="application/problem+json"
         )
@@ -68,7 +70,7 @@ async def on_http_error(_request: Request, error: Exception) -> Response:
 
 async def on_database_error(_request: Request, error: Exception) -> Response:
     """The database failed: nothing of the request was saved, and that is all that is told."""
-    if not isinstance(error, SQLAlchemyError):
+    if not isinstance(error, (SQLAlchemyError, OSError)):  # drivers raise OSError on connect
         raise error
     _logger.error("a request failed in the database: %s", type(error).__name__)
     return Problem(

@@ -101,7 +101,10 @@ OPEN_STATES = (QUEUED, RUNNING)
 
 
 class Run(Base):
-    """One answer of the agent to one message: its state and the steps it took."""
+    """One answer of the agent to one message: its state and the steps it took.
+
+    `operation_id` is the operation of the answer, not that of the message.
+    """
 
     __tablename__ = "demo_runs"
 
@@ -115,3 +118,12 @@ class Run(Base):
     error: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(UtcTime, default=now)
     finished_at: Mapped[datetime | None] = mapped_column(UtcTime)
+
+
+class BrokenPromise(Base):
+    """Never has a row: one is written to make COMMIT fail, where its user is looked for."""
+
+    __tablename__ = "demo_broken_promises"
+
+    id: Mapped[str] = mapped_column(String(ID_CHARACTERS), primary_key=True, default=new_id)
+    user_id: Mapped[str] = mapped_column(ForeignKey(User.id, deferrable=True, initially="DEFERRED"))

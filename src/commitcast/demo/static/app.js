@@ -1,8 +1,11 @@
 // The page: signs in, keeps one stream for its user and one for the open thread, and applies
 // every event by the id of what it speaks of, so that seeing one twice changes nothing.
 
+import { Breaking } from "./breaking.js";
 import { LiveStream } from "./live.js";
-import { $, element, messageItem, runSummary, showError, stepItem } from "./view.js";
+import { Outbox } from "./outbox.js";
+import { Strip } from "./strip.js";
+import { $, element, messageItem, runSummary, sentItem, showError, stepItem } from "./view.js";
 
 const state = { me: null, threads: new Map(), open: null };
 let mine = null; // the stream of this user
@@ -10,23 +13,62 @@ let here = null; // the stream of the open thread
 
 // --- talking to the server
 
-async function call(method, path, body) {
-  const headers = { Accept: "application/json" };
+async function call(method, path, body, more = {}) {
+  const headers = { Accept: "application/json", ...more };
   if (state.me) headers.Authorization = `Bearer ${state.me.token}`;
   if (body) headers["Content-Type"] = "application/json";
   let response;
   try {
     response = await fetch(path, { method, headers, body: body && JSON.stringify(body) });
   } catch {
-    throw new Error("The server cannot be reached. What you wrote is still here; try again.");
+    throw new Error("The server cannot be reached. Try again in a moment.");
   }
   if (response.status === 401 && state.me && path !== "/api/login") signOut();
   const answer = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Error(answer.detail || `The server said ${response.status}.`);
+  if (!response.ok) {
+    const problem = { status: response.status, ...answer };
+    throw Object.assign(new Error(answer.detail || `The server said ${response.status}.`), { problem });
+  }
   return answer;
 }
 
 const refresh = () => call("POST", "/api/session");
+
+// --- what this user does, and what becomes of it
+
+const strip = new Strip(() => call("GET", "/api/operations"));
+const breaking = new Breaking((method, body) => call(method, "/api/break", body));
+const outbox = new Outbox({
+  post: (entry) => call("POST", `/api/threads/${entry.thread}/messages`, { text: entry.text },
+    { "Idempotency-Key": entry.key }),
+  operations: () => call("GET", "/api/operations"),
+  operation: (id) => call("GET", `/api/operations/${encodeURIComponent(id)}`),
+  draw: drawSent,
+  erase: (entry) => { sentBox(entry)?.remove(); drawEmpty(); },
+  settled: () => { strip.refresh(); breaking.used(); },
+});
+
+/** An event of either stream; the one on both is told once, by operation and attempt. */
+function track(frame) {
+  if (frame.actor !== state.me.user_id) return;
+  const { data } = frame;
+  switch (frame.type) {
+    case "transaction_rolled_back":
+      strip.tell(data.operation_id, data.failed_operation, "rolled_back", {
+        attempt: data.attempt, user_message: data.user_message,
+        steps_taken_back: runByOperation(data.operation_id)?.steps_taken_back ?? 0 });
+      if (data.failed_operation === "message") outbox.rolledBack(data);
+      breaking.used();
+      break;
+    case "message.created":
+      outbox.created(data, frame.operation);
+      strip.tell(frame.operation, "message", "committed");
+      break;
+    case "agent_started": strip.tell(frame.operation, "answer", "open"); break;
+    case "agent_completed": strip.tell(frame.operation, "answer", "committed"); breaking.used(); break;
+    case "agent_failed": strip.refresh(); break;
+  }
+}
 
 // --- signing in: the token is this tab's, so that two tabs can be two people
 
@@ -37,6 +79,7 @@ function keep(me) {
 
 function signOut() {
   sessionStorage.removeItem("commitcast-demo");
+  outbox.forget();
   mine?.close();
   here?.close();
   location.replace("/");
@@ -55,12 +98,19 @@ async function enter() {
       if (!state.open) openThread(state.threads.has(wanted) ? wanted : state.threads.keys().next().value);
     },
     event: (frame) => {
+      track(frame);
       if (frame.type !== "thread.created") return;
       state.threads = new Map([[frame.data.id, frame.data], ...state.threads]);
       drawThreads();
       if (!state.open) openThread(frame.data.id);
     },
-    state: (word) => { if (!state.open) showConnection(word); },
+    state: (word) => {
+      if (!state.open) showConnection(word);
+      if (word === "reconnecting") return;
+      outbox.settle();
+      strip.refresh();
+      breaking.refresh();
+    },
   });
   const examples = await call("GET", "/api/examples").catch(() => []);
   $("examples").replaceChildren(...examples.map((text) => element("button", {
@@ -93,15 +143,17 @@ function openThread(id) {
   $("members").textContent = thread?.members.map((one) => one.name).concat("agent").join(", ") ?? "";
   $("composer").hidden = !thread;
   $("messages").replaceChildren();
+  $("outbox").replaceChildren();
   $("events").replaceChildren();
   drawThreads();
   if (!thread) return;
   showConnection("connecting");
   const open = state.open;
+  outbox.of(id).forEach(drawSent);
   here = new LiveStream(`thread:${id}`, state.me.user_id, {
     refresh,
     reload: () => loadHistory(open),
-    event: (frame) => { apply(open, frame); drawEvent(frame); },
+    event: (frame) => { apply(open, frame); track(frame); drawEvent(frame); },
     state: showConnection,
   });
 }
@@ -135,12 +187,28 @@ function apply(open, frame) {
     }
   } else if (frame.type.startsWith("agent_") || frame.type.startsWith("tool_")) {
     const run = runOf(open, data);
-    if (data.step) applyStep(run, data);
+    run.operation_id = frame.operation;
+    if (data.step && run.state !== "failed") applyStep(run, data);
     if (data.state && RANK[data.state] > RANK[run.state]) run.state = data.state;
     if (data.error) run.error = data.error;
+    if (run.state === "failed") takeBack(run);
+    drawRun(open, run);
+  } else if (frame.type === "transaction_rolled_back" && runByOperation(data.operation_id)) {
+    const run = runByOperation(data.operation_id);
+    run.state = "failed";
+    run.error ??= data.user_message; // what says why comes with the run's own end
+    takeBack(run);
     drawRun(open, run);
   }
   toEnd(false);
+}
+
+const runByOperation = (operation) =>
+  [...(state.open?.runs.values() ?? [])].find((run) => run.operation_id === operation);
+
+function takeBack(run) {
+  run.steps_taken_back = Math.max(run.steps_taken_back ?? 0, run.steps.length);
+  run.steps = [];
 }
 
 function runOf(open, data) {
@@ -192,20 +260,35 @@ function drawRun(open, run) {
     box.open = true;
     box.append(element("button", {
       className: "again", type: "button", textContent: "Ask again",
-      onclick: () => send(open, open.messages.get(run.message_id)?.text ?? ""),
+      onclick: () => outbox.send(open.id, open.messages.get(run.message_id)?.text ?? ""),
     }));
   }
 }
 
+const sentBox = (entry) => document.querySelector(`.sent[data-key="${CSS.escape(entry.key)}"]`);
+
+function drawSent(entry) {
+  if (entry.thread !== state.open?.id) return;
+  const item = sentItem(entry, state.me.name, {
+    retry: () => outbox.retry(entry.key), discard: () => outbox.discard(entry.key) });
+  const before = sentBox(entry);
+  if (before) before.replaceWith(item);
+  else $("outbox").append(item);
+  drawEmpty();
+  toEnd(true);
+}
+
 function drawEvent(frame) {
   const line = element("li", {}, element("b", { textContent: frame.offset }), element("span", { textContent: frame.type }));
+  line.dataset.type = frame.type;
   line.title = `${frame.time}\n${frame.id}`;
   $("events").append(line);
   while ($("events").children.length > 200) $("events").firstChild.remove();
 }
 
 function drawEmpty() {
-  const nothing = !state.open || (state.open.ready && state.open.messages.size === 0);
+  const nothing = !state.open
+    || (state.open.ready && state.open.messages.size === 0 && $("outbox").childElementCount === 0);
   $("empty").hidden = !nothing;
   $("empty").textContent = state.open
     ? "Nothing here yet. Ask the agent something, or pick a question below."
@@ -227,27 +310,13 @@ function toEnd(always) {
 
 // --- what people do
 
-async function send(open, text) {
-  showError($("composer"), "");
-  await call("POST", `/api/threads/${open.id}/messages`, { text });
-}
-
-$("composer").addEventListener("submit", async (submitted) => {
+$("composer").addEventListener("submit", (submitted) => {
   submitted.preventDefault();
   const text = $("text").value.trim();
-  const button = $("composer").querySelector(".row button");
-  if (!text || !state.open || button.disabled) return;
-  button.disabled = true;
-  try {
-    await send(state.open, text);
-    $("text").value = "";
-    atEnd = true;
-  } catch (error) {
-    showError($("composer"), error.message);
-  } finally {
-    button.disabled = false;
-    $("text").focus();
-  }
+  if (!text || !state.open) return;
+  outbox.send(state.open.id, text);
+  $("text").value = "";
+  $("text").focus();
 });
 
 $("text").addEventListener("keydown", (key) => {
@@ -290,13 +359,17 @@ $("cancel-thread").onclick = () => $("make-thread").close();
 $("sign-out").onclick = signOut;
 $("menu").onclick = () => $("chat").classList.toggle("menu-open");
 $("log").addEventListener("click", () => $("chat").classList.remove("menu-open"));
-$("hide-wire").onclick = () => $("show-wire").click();
-$("show-wire").onclick = () => {
-  const shown = $("wire").hidden;
-  $("wire").hidden = !shown;
-  $("show-wire").setAttribute("aria-pressed", String(shown));
-  $("chat").classList.toggle("with-wire", shown);
-};
+for (const tool of ["break", "wire"]) {
+  const [section, show] = [$(tool), $(`show-${tool}`)];
+  $(`hide-${tool}`).onclick = () => show.click();
+  show.onclick = () => {
+    section.hidden = !section.hidden;
+    show.setAttribute("aria-pressed", String(!section.hidden));
+    $("tools").hidden = $("break").hidden && $("wire").hidden;
+    $("chat").classList.toggle("with-tools", !$("tools").hidden);
+    if (tool === "break" && !section.hidden) breaking.refresh();
+  };
+}
 
 // the cookie that opens streams is short-lived: renew it before it ends
 setInterval(() => { if (state.me) refresh().catch(() => {}); }, 8 * 60 * 1000);

@@ -30,6 +30,27 @@ export function messageItem(message, me) {
   return item;
 }
 
+/** A message of our own that is not confirmed: being saved, not certain, or not saved. */
+export function sentItem(entry, author, on) {
+  const words = { saving: "saving…", unsure: "asking what became of it…", failed: "not saved" };
+  const item = element("li", { className: "message mine sent" },
+    element("p", { className: "by" },
+      element("b", { textContent: author }), element("span", { textContent: words[entry.state] })),
+    element("p", { className: "text", textContent: entry.text }));
+  item.dataset.key = entry.key;
+  item.dataset.state = entry.state;
+  if (entry.state === "failed") {
+    const notice = element("div", { className: "notice" },
+      element("p", {}, element("b", { textContent: "Not saved" }), ` — ${entry.why}`),
+      element("div", { className: "row end" },
+        element("button", { type: "button", className: "plain", textContent: "Discard", onclick: on.discard }),
+        element("button", { type: "button", textContent: "Retry", onclick: on.retry })));
+    notice.setAttribute("role", "alert");
+    item.append(notice);
+  }
+  return item;
+}
+
 const NAMES = { describe_schema: "Looked at the tables", run_sql: "Ran SQL" };
 const DOING = { describe_schema: "Looking at the tables…", run_sql: "Running SQL…" };
 
@@ -37,13 +58,19 @@ export function runSummary(run) {
   const tools = run.steps.filter((step) => step.kind === "tool").length;
   const last = run.steps.at(-1);
   switch (run.state) {
-    case "failed": return run.error || "The answer failed.";
+    case "failed": return [run.error || "The answer failed.", takenBack(run)].filter(Boolean).join(" ");
     case "completed": return `Answered in ${tools} ${tools === 1 ? "step" : "steps"}, each committed first`;
     case "queued": return "Waiting for the agent…";
     default:
       if (last?.kind === "tool" && !last.outcome) return DOING[last.tool] ?? `Running ${last.tool}…`;
       return "Thinking…";
   }
+}
+
+function takenBack(run) {
+  const steps = run.steps_taken_back ?? 0;
+  if (!steps || run.error?.includes("taken back")) return "";
+  return `${steps} ${steps === 1 ? "step was" : "steps were"} taken back.`;
 }
 
 export function stepItem(step) {

@@ -207,12 +207,19 @@ class Node:
     """
 
     def __init__(
-        self, writer: Writer, nodes: Nodes, lease_s: float, lost: Callable[[], None]
+        self,
+        writer: Writer,
+        nodes: Nodes,
+        lease_s: float,
+        lost: Callable[[], None],
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.nodes = nodes
         self._writer = writer
         self._lease_s = lease_s
         self._lost = lost
+        self._monotonic = monotonic
         self._id = uuid.uuid4().hex
         self._term = 0
         self._steady_since = float("inf")
@@ -235,7 +242,7 @@ class Node:
         if self._locks is not None:
             self._locks.hold(self._id)
         above = self._term
-        began = time.monotonic()
+        began = self._monotonic()
         joined = await self._writer.run(lambda conn: self.nodes.join(conn, self._id, above))
         self._term = joined.term
         self._steady_since = self._heard = began
@@ -251,7 +258,7 @@ class Node:
 
     async def beat(self) -> None:
         """One heartbeat. If the node was declared dead it gives up its work and joins again."""
-        asked, me = time.monotonic(), self.current
+        asked, me = self._monotonic(), self.current
         if self._locks is None:
             limit_s = max(self._lease_s / 2, 1.0)
             lives = await self._writer.run(
@@ -270,7 +277,7 @@ class Node:
 
     def may_judge(self) -> bool:
         """Whether it has heartbeaten without a gap for a full lease (see the module's invariants)."""
-        now = time.monotonic()
+        now = self._monotonic()
         heard = now - self._heard <= self._lease_s * 0.75
         return self._locks is not None or (heard and now - self._steady_since >= self._lease_s)
 

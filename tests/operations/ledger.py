@@ -109,6 +109,8 @@ class Ledger:
     def __init__(self) -> None:
         self.work: dict[Key, Work] = {}
         self.seen = Snapshot()
+        self._living: dict[str, tuple[int, bool]] = {}
+        """The last term that each node lived under, and whether it has died since."""
 
     def check(self, found: Snapshot) -> None:
         """Raises AssertionError for what may not be; `found` is the last seen from now on."""
@@ -119,9 +121,21 @@ class Ledger:
             assert now == outcome, f"{key} was {outcome}, and is {now}"
         assert found.operations.keys() == self.work.keys(), "attempts that nobody announced"
         assert found.outcomes.keys() <= found.operations.keys(), "an outcome of nothing"
+        self._check_terms(found)
         self._check_attempts(found)
         self._check_rows(found)
         self._check_events(found)
+
+    def _check_terms(self, found: Snapshot) -> None:
+        for name, (term, died) in self._living.items():
+            now = found.nodes.get(name)
+            if now is None or now[1] is None:
+                self._living[name] = (term, True)
+            else:
+                assert now[0] >= term + died, f"{name} lives again under an old term"
+        for name, (term, heartbeat) in found.nodes.items():
+            if heartbeat is not None:
+                self._living[name] = (term, False)
 
     def _check_attempts(self, found: Snapshot) -> None:
         last: dict[str, int] = {}

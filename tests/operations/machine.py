@@ -41,7 +41,16 @@ which = st.integers(0, 11)
 """One of those that there are, counted around."""
 fate = st.sampled_from(("done", "done", "done", "done", "failed", "unheard"))
 """What becomes of a transaction: rolled back; or committed, and nobody hears of it."""
+kinds = st.sampled_from(("hanging", "refusing"))
 streams = st.sampled_from(("thread:1", "thread:2", "thread:3"))
+deadlines = st.sampled_from((1.0, 30.0, 30.0))
+Wish = tuple[str | None, str, str]
+wishes = st.lists(
+    st.tuples(st.sampled_from((None, "a", "b")), st.sampled_from("xxxy"), streams),
+    min_size=1,
+    max_size=3,
+)
+"""Key, request and stream of what is to be announced."""
 
 
 class Undone(Exception):
@@ -208,6 +217,9 @@ class Machine(RuleBasedStateMachine):
             task.answer(result)
             if beat and result is not True:
                 self.check(process)
+            elif beat:
+                term = self.ledger.seen.nodes[process.name][0]
+                assert term == process.node.current.term, "it lives on under an old term"
         if beat and spoiled:
             process.spoiled = True
         elif beat and self.away is None:
@@ -259,20 +271,19 @@ class Machine(RuleBasedStateMachine):
     # --- rules: operations ----------------------------------------------------------------
 
     @precondition(lambda self: self.running())
-    @rule(
-        node=which,
-        wanted=st.lists(
-            st.tuples(st.sampled_from((None, "a", "b")), st.sampled_from("xxxy"), streams),
-            min_size=1,
-            max_size=3,
-        ),
-        deadline_s=st.sampled_from((1.0, 30.0)),
-        how=fate,
-    )
-    def announce(
-        self, node: int, wanted: list[tuple[str | None, str, str]], deadline_s: float, how: str
+    @rule(node=which, wanted=wishes, deadline_s=deadlines, how=fate)
+    def announce(self, node: int, wanted: list[Wish], deadline_s: float, how: str) -> None:
+        self._announce(self._pick(self.running(), node), wanted, deadline_s, how)
+
+    @precondition(lambda self: self.running())
+    @rule(node=which, request=st.sampled_from("xxxy"), stream=streams, how=fate)
+    def send_again(self, node: int, request: str, stream: str, how: str) -> None:
+        """What clients do: the same key, at whichever node."""
+        self._announce(self._pick(self.running(), node), [("a", request, stream)], 30.0, how)
+
+    def _announce(
+        self, process: Process, wanted: list[Wish], deadline_s: float, how: str
     ) -> None:
-        process = self._pick(self.running(), node)
         me = process.node.current
         announced = [
             Announcement(
@@ -320,8 +331,9 @@ class Machine(RuleBasedStateMachine):
                 assert isinstance(answer, Attempt), f"{one.id} was announced twice"
                 assert (answer.id, answer.attempt) == last.key
                 assert answer.outcome == seen.outcomes.get(last.key)
-                orphan = before is not None and seen.is_orphan(before, self.store.now)
-                assert answer.orphan == orphan
+                if before is not None:
+                    orphan = seen.is_orphan(before, self.store.now)
+                    assert answer.orphan == orphan, f"{one.id}: whose is it?"
         return new
 
     @precondition(lambda self: self.held())
@@ -408,25 +420,24 @@ class Machine(RuleBasedStateMachine):
         self._reap(process, fault, at)
 
     def _reap(self, process: Process, fault: str = "done", at: int = -1) -> None:
-        if process.look is None:
-            process.look = Task("look", process.reaper.look(), self.store.now)
-        self.finish(process, process.look, fault, at)
+        self.finish(process, self._begin_look(process), fault, at)
         for task in list(process.settling.values()):
             self.finish(process, task)
 
     @precondition(lambda self: self.running())
-    @rule(node=which)
-    def begin_look(self, node: int) -> None:
+    @rule(node=which, kind=st.sampled_from(("look", "beat")))
+    def begin(self, node: int, kind: str) -> None:
+        """What begins is parked at its first request."""
         process = self._pick(self.running(), node)
+        if kind == "beat" and process.beat is None:
+            self._begin_beat(process)
+        elif kind == "look":
+            self._begin_look(process)
+
+    def _begin_look(self, process: Process) -> Task:
         if process.look is None:
             process.look = Task("look", process.reaper.look(), self.store.now)
-
-    @precondition(lambda self: self.running())
-    @rule(node=which)
-    def begin_beat(self, node: int) -> None:
-        process = self._pick(self.running(), node)
-        if process.beat is None:
-            self._begin_beat(process)
+        return process.look
 
     def _begin_beat(self, process: Process) -> Task:
         process.beat = Task("beat", process.node.beat(), self.store.now)
@@ -465,30 +476,82 @@ class Machine(RuleBasedStateMachine):
             beat.answer(None, TimeoutError("the database hangs"))
             self.do(process, beat)
 
-    @precondition(
-        lambda self: self.away is None
-        and all(p.heard_at >= self.back_at and not p.spoiled for p in self.running())
+    @precondition(lambda self: len(self.running()) > 1)
+    @rule(
+        node=which,
+        seconds=st.sampled_from((5.0, 10.1, 12.0, 26.0)),
+        wakes_at=st.integers(0, 7),
+        beats=st.booleans(),
+        at=st.integers(0, 9),
+        fault=fate,
     )
-    @rule(kind=st.sampled_from(("hanging", "refusing")))
-    def database_goes(self, kind: str) -> None:
-        """Not again before every node has had the time to heartbeat."""
-        self.away = kind
+    def freeze(
+        self, node: int, seconds: float, wakes_at: int, beats: bool, at: int, fault: str
+    ) -> None:
+        """A process is stopped, past its lease or not, and goes on while another looks."""
+        process, other = self._pick(self.running(), node), self._pick(self.running(), node + 1)
+        process.state = "stopped"
+        self._pass(seconds)
+        look = self._begin_look(other)
+        for _ in range(wakes_at):
+            self.do(other, look)
+        self._resume(process)
+        if beats:
+            self.finish(process, process.beat or self._begin_beat(process))
+        self._reap(other, fault, at)
 
-    @precondition(lambda self: self.away is not None)
-    @rule()
-    def database_comes(self) -> None:
+    def _resume(self, process: Process) -> None:
+        process.state, process.spoiled = "running", True
+
+    @precondition(lambda self: self.running() and self.is_steady())
+    @rule(kind=kinds, seconds=st.sampled_from((5.0, 7.4, 10.1, 26.0)), node=which, looks=st.booleans())
+    def outage(self, kind: str, seconds: float, node: int, looks: bool) -> None:
+        """Nobody reaches the database for a while, and then somebody looks at once."""
+        self.away = kind
+        self._pass(seconds)
         self.away, self.back_at = None, self.store.now
+        if looks:
+            self._reap(self._pick(self.running(), node))
+
+    def is_steady(self) -> bool:
+        """Every node has had the time to heartbeat since the database was away."""
+        heard = (p.heard_at >= self.back_at and not p.spoiled for p in self.running())
+        return self.away is None and all(heard)
+
+    @rule(kind=kinds)
+    def database(self, kind: str) -> None:
+        """It goes away or comes back, between any two steps."""
+        if self.away is not None:
+            self.away, self.back_at = None, self.store.now
+        elif self.is_steady():
+            self.away = kind
 
     @initialize(nodes=st.integers(2, 3))
     def first(self, nodes: int) -> None:
         for _ in range(nodes):
             self._join("done")
         self._pass(LEASE_S + 1)
+        for process in self.processes:
+            self._announce(process, [(None, "x", "thread:1"), ("b", "x", "thread:2")], 30.0, "done")
 
-    @precondition(lambda self: len(self.running()) + len(self.stopped()) < MOST_NODES)
-    @rule(how=fate)
-    def join(self, how: str) -> None:
-        self._join(how)
+    @rule(
+        node=which,
+        event=st.sampled_from(("stop", "stop", "resume", "resume", "kill", "leave", "join")),
+        how=fate,
+    )
+    def signal(self, node: int, event: str, how: str) -> None:
+        """A process is stopped (SIGSTOP), goes on, dies (kill -9), ends in order, or begins."""
+        running, stopped = self.running(), self.stopped()
+        if event == "resume" and stopped:
+            self._resume(self._pick(stopped, node))
+        elif len(running) < 2 or (event == "join" and len(running + stopped) < MOST_NODES):  # noqa: PLR2004 - one is to stay
+            self._join(how)
+        elif event == "stop":
+            self._pick(running, node).state = "stopped"
+        elif event == "kill":
+            self._pick(running + stopped, node).end()
+        elif event == "leave" and self.away != "hanging":
+            self._leave_nodes(self._pick(running, node), how)
 
     def _join(self, how: str) -> None:
         process = Process(self, f"node{len(self.processes)}")
@@ -499,28 +562,8 @@ class Machine(RuleBasedStateMachine):
         if how in {"failed", "unheard"} or self.away is not None:
             process.end()
 
-    @precondition(lambda self: self.running())
-    @rule(node=which)
-    def stop(self, node: int) -> None:
-        """SIGSTOP."""
-        self._pick(self.running(), node).state = "stopped"
-
-    @precondition(lambda self: self.stopped())
-    @rule(node=which)
-    def resume(self, node: int) -> None:
-        process = self._pick(self.stopped(), node)
-        process.state, process.spoiled = "running", True
-
-    @precondition(lambda self: self.running())
-    @rule(node=which)
-    def kill(self, node: int) -> None:
-        self._pick(self.running() + self.stopped(), node).end()
-
-    @precondition(lambda self: len(self.running()) > 1 and self.away != "hanging")
-    @rule(node=which, how=fate)
-    def leave_nodes(self, node: int, how: str) -> None:
-        """A node that is stopped in order: it settles what it can and declares itself dead."""
-        process = self._pick(self.running(), node)
+    def _leave_nodes(self, process: Process, how: str) -> None:
+        """It settles what it can and declares itself dead."""
         for work in process.live.values():
             self._leave(process, work)
         for task in list(process.settling.values()):
@@ -540,7 +583,7 @@ class Machine(RuleBasedStateMachine):
             return
         self.away = None
         for process in self.stopped():
-            process.state, process.spoiled = "running", True
+            self._resume(process)
         if not self.running():
             self._join("done")
         for _ in range(2):

@@ -198,7 +198,7 @@ def reaper_settles_what_is_at_work(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Reaper, "__init__", init)
 
 
-@_break("an announcement may come after its node is forgotten", "nobody settles it")
+@_break("an announcement may come after its node is forgotten", "nobody settles it|whose is it")
 def orphans_of_forgotten_nodes_are_forgotten(patch: pytest.MonkeyPatch) -> None:
     real = Outcomes._orphan
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
 Key = tuple[str, int]
 
@@ -28,6 +28,10 @@ class Announced(NamedTuple):
     deadline: float
     request_hash: str | None
     settled: bool
+
+    @property
+    def key(self) -> Key:
+        return (self.id, self.attempt)
 
 
 class Logged(NamedTuple):
@@ -186,6 +190,3 @@ class Ledger:
                 data = json.loads(event.data)
                 work = self.work[data["operation_id"], data["attempt"]]
                 assert sorted(data["retract"]) == sorted(work.shown), f"{work.key}: retract"
-
-    def undecided(self, keys: Iterable[Key]) -> list[Key]:
-        return [key for key in keys if key not in self.seen.outcomes]

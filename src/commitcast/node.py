@@ -245,7 +245,7 @@ class Node:
         began = self._monotonic()
         joined = await self._writer.run(lambda conn: self.nodes.join(conn, self._id, above))
         self._term = joined.term
-        self._steady_since = self._heard = began
+        self._heard, self._steady_since = began, self._monotonic()
 
     async def run(self) -> None:
         """Heartbeat, for ever."""
@@ -271,8 +271,9 @@ class Node:
             self._lost()
             await self.join()
             return
-        if asked - self._heard > self._lease_s * 0.75:
-            self._steady_since = asked
+        now = self._monotonic()
+        if now - self._heard > self._lease_s * 0.75:  # it may have hung for part of an outage
+            self._steady_since = now
         self._heard = asked
 
     def may_judge(self) -> bool:
@@ -294,12 +295,19 @@ class Node:
             if not self.may_judge():  # the database was away in between
                 break
             if await self._writer.run(
-                lambda conn, other=other: self.nodes.declare_dead(conn, other, silent_s)  # type: ignore[misc]
+                lambda conn, other=other: self._declare_dead(conn, other, silent_s)  # type: ignore[misc]
             ):
                 _logger.warning("commitcast: node %s is dead", other.id)
                 declared += 1
                 if self._locks is not None:
                     self._locks.remove(other.id)
+        return declared
+
+    def _declare_dead(self, conn: Connection, other: NodeTerm, silent_s: float | None) -> bool:
+        declared = self.nodes.declare_dead(conn, other, silent_s)
+        if declared and not self.may_judge():
+            # The statement waited, perhaps for an outage to end in which nobody could heartbeat.
+            raise TimeoutError(f"too late to declare node {other.id} dead; rolled back")
         return declared
 
     async def leave(self) -> None:

@@ -8,19 +8,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import and_, literal, select, true, update
+from sqlalchemy import and_, select, update
 from sqlalchemy.dialects import sqlite
 
+from commitcast.log import Log
 from commitcast.node import Node, Nodes
-from commitcast.notification import LEFT_WITHOUT_COMMIT, Failure, RollbackNotification
+from commitcast.notification import (
+    LEFT_WITHOUT_COMMIT,
+    NOTIFICATION_TYPE,
+    Failure,
+    RollbackNotification,
+)
 from commitcast.outcome import Attempt, Outcome, Outcomes, Verdict
 from commitcast.reaper import Reaper
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import pytest
     from sqlalchemy.engine import Connection
+
+    from commitcast.event import EncodedEvent
 
 
 @dataclass(frozen=True)
@@ -65,28 +73,14 @@ def settle_tells_although_it_lost(patch: pytest.MonkeyPatch) -> None:
 
 @_break("outcome and notification are one transaction, or a crash in between tells nobody", "told")
 def notification_outside_of_the_transaction(patch: pytest.MonkeyPatch) -> None:
-    real = Outcomes._decided
-    append: Any = None
+    real = Log.append
 
-    def settle(
-        self: Outcomes, conn: Connection, of: str, attempt: int, failure: Failure, **more: Any
-    ) -> Verdict:
-        nonlocal append
-        append = append or self._log.append
-
-        def after(conn: Connection, events: Any) -> Any:
+    def append(self: Log, conn: Connection, events: Sequence[EncodedEvent]) -> Any:
+        if events and events[0].type == NOTIFICATION_TYPE:
             conn.connection.commit()  # the outcome is decided; now tell it
-            return append(conn, events)
+        return real(self, conn, events)
 
-        patch.setattr(self._log, "append", after)
-        try:
-            return real_settle(self, conn, of, attempt, failure, **more)
-        finally:
-            patch.setattr(self._log, "append", append)
-
-    real_settle = Outcomes.settle
-    del real
-    patch.setattr(Outcomes, "settle", settle)
+    patch.setattr(Log, "append", append)
 
 
 @_break("the first outcome wins: a second must fail its transaction", "rows without outcome|was ")
@@ -125,7 +119,7 @@ def show_does_not_remember(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Outcomes, "show", lambda *_: None)
 
 
-@_break("an event id made anew for each try can be told twice", "too often|too rarely")
+@_break("each attempt is told under an id of its own", "too often|too rarely")
 def event_id_of_the_operation_alone(patch: pytest.MonkeyPatch) -> None:
     identity = property(lambda self: self.operation_id[:32])
     patch.setattr(RollbackNotification, "event_id", identity)
@@ -141,7 +135,9 @@ def retry_takes_the_number_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Outcomes, "_again", again)
 
 
-@_break("an attempt that is open or committed keeps its key", "announced twice|was retried|is attempt")
+@_break(
+    "an attempt that is open or committed keeps its key", "announced twice|was retried|is attempt"
+)
 def retry_beside_an_open_attempt(patch: pytest.MonkeyPatch) -> None:
     real = Outcomes.latest
 
@@ -165,15 +161,6 @@ def reaper_settles_what_is_no_orphan(patch: pytest.MonkeyPatch) -> None:
     def unsettled(
         self: Outcomes, conn: Connection, node: str, *, own: bool, limit: int
     ) -> list[Attempt]:
-        patch.setattr(Outcomes, "_orphan", lambda _: literal(1) == literal(1))
-        try:
-            return real(self, conn, node, own=own, limit=limit)
-        finally:
-            patch.undo_one()
-
-    def orphan_or_not(
-        self: Outcomes, conn: Connection, node: str, *, own: bool, limit: int
-    ) -> list[Attempt]:
         if own:
             return real(self, conn, node, own=True, limit=limit)
         everyone = {row.node for row in conn.execute(select(self.tables.operations.c.node))}
@@ -183,8 +170,7 @@ def reaper_settles_what_is_no_orphan(patch: pytest.MonkeyPatch) -> None:
             for attempt in real(self, conn, other, own=True, limit=limit)
         ]
 
-    del unsettled
-    patch.setattr(Outcomes, "unsettled", orphan_or_not)
+    patch.setattr(Outcomes, "unsettled", unsettled)
 
 
 @_break("what a task of the node still works on is not an orphan", "was settled at work")
@@ -249,12 +235,27 @@ def death_without_compare_and_set(patch: pytest.MonkeyPatch) -> None:
 def half_a_lease_is_enough(patch: pytest.MonkeyPatch) -> None:
     others, declare_dead = Nodes.others, Nodes.declare_dead
     patch.setattr(Nodes, "others", lambda self, c, n, s: others(self, c, n, s and s / 2))
-    patch.setattr(Nodes, "declare_dead", lambda self, c, n, s: declare_dead(self, c, n, s and s / 2))
+    patch.setattr(
+        Nodes, "declare_dead", lambda self, c, n, s: declare_dead(self, c, n, s and s / 2)
+    )
 
 
 @_break("after an outage the living need the time to heartbeat", "lives, and was declared dead")
 def judges_right_after_an_outage(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Node, "may_judge", lambda _: True)
+
+
+@_break("the second of two nodes that settle must find the first", "was |who was first|too often")
+def outcome_overwrites(patch: pytest.MonkeyPatch) -> None:
+    real = Outcomes.settle
+
+    def settle(self: Outcomes, conn: Connection, of: str, attempt: int, *rest: Any) -> Verdict:
+        outcomes = self.tables.outcomes
+        this = and_(outcomes.c.operation_id == of, outcomes.c.attempt == attempt)
+        conn.execute(outcomes.delete().where(this))
+        return real(self, conn, of, attempt, *rest)
+
+    patch.setattr(Outcomes, "settle", settle)
 
 
 @_break("a heartbeat does not bring back what is under an old term", "was settled|nobody|dead|open")

@@ -23,11 +23,11 @@ from sqlalchemy import (
     cast,
     create_engine,
     extract,
-    false,
     func,
     literal_column,
     make_url,
     select,
+    true,
 )
 from sqlalchemy.pool import StaticPool
 
@@ -110,7 +110,7 @@ class Store:
         )  # fmt: skip
         self._emptied = [Prepared(table.delete(), dialect) for table in used]
         now = cast(bindparam("moment", type_=Float), String)
-        self._moved = select(func.set_config(literal_column("'model.now'"), now, false()))
+        self._set_now = select(func.set_config(literal_column("'model.now'"), now, true()))
 
     def close(self) -> None:
         self._conn.close()
@@ -121,17 +121,13 @@ class Store:
         with self._conn.begin():
             for delete in self._emptied:
                 delete.run(self._conn, {})
-        self.set_time(START)
-
-    def set_time(self, now: float) -> None:
-        self.now = now
-        if self.postgresql:
-            with self._conn.begin():
-                self._conn.execute(self._moved, {"moment": now})
+        self.now = START
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Connection]:
         with self._conn.begin():
+            if self.postgresql:
+                self._conn.execute(self._set_now, {"moment": self.now})
             yield self._conn
 
     def look(self) -> dict[str, list[Any]]:
@@ -158,7 +154,9 @@ class Store:
         streams, events = self.tables.streams, self.tables.events
         c = events.c
         return (
-            select(streams.c.name, c.offset, c.event_id, c.type, c.operation, c.data, streams.c.head)
+            select(
+                streams.c.name, c.offset, c.event_id, c.type, c.operation, c.data, streams.c.head
+            )
             .join(streams, streams.c.id == c.stream_id)
             .order_by(c.stream_id, c.offset)
         )
@@ -184,7 +182,11 @@ class Channel:
         self.engine = SimpleNamespace(url=make_url("postgresql://"))
 
     async def run(
-        self, work: Callable[[Connection], Any], *, bounded: bool = True, limit_s: float = 15.0
+        self,
+        work: Callable[[Connection], Any],
+        *,
+        bounded: bool = True,  # noqa: ARG002 - there are no locks to wait for
+        limit_s: float = 15.0,
     ) -> Any:
         return await Request(work, limit_s)
 

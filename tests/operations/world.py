@@ -11,6 +11,7 @@ never be declared dead, unless the test itself has spoiled a heartbeat of it.
 from __future__ import annotations
 
 import itertools
+import sys
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from commitcast.notification import LEFT_WITHOUT_COMMIT, Failure
@@ -74,10 +75,14 @@ class World:
         """One transaction; raises `Failed` if it is rolled back, or if nobody is to hear of it."""
         if self.away is not None:
             raise Failed("the database is away")
-        with self.store.transaction() as conn:
-            result = work(conn)
-            if how == "failed":
-                raise Failed("rolled back")
+        try:
+            with self.store.transaction() as conn:
+                result = work(conn)
+                if how == "failed":
+                    raise Failed("rolled back")  # noqa: TRY301 - so that it is rolled back
+        except Failed:
+            self.check(by)
+            raise
         then(result)
         if writes:
             self.check(by)
@@ -271,7 +276,7 @@ class World:
 
     def teardown(self) -> None:
         """Whatever has happened, what is left is settled: orphans soon, the rest by its deadline."""
-        if not self.processes:
+        if not self.processes or sys.exc_info()[0] is not None:  # what was found is not hidden
             return
         self.away = None
         for process in self.stopped():

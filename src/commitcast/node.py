@@ -207,12 +207,19 @@ class Node:
     """
 
     def __init__(
-        self, writer: Writer, nodes: Nodes, lease_s: float, lost: Callable[[], None]
+        self,
+        writer: Writer,
+        nodes: Nodes,
+        lease_s: float,
+        lost: Callable[[], None],
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.nodes = nodes
         self._writer = writer
         self._lease_s = lease_s
         self._lost = lost
+        self._monotonic = monotonic
         self._id = uuid.uuid4().hex
         self._term = 0
         self._steady_since = float("inf")
@@ -235,10 +242,10 @@ class Node:
         if self._locks is not None:
             self._locks.hold(self._id)
         above = self._term
-        began = time.monotonic()
+        began = self._monotonic()
         joined = await self._writer.run(lambda conn: self.nodes.join(conn, self._id, above))
         self._term = joined.term
-        self._steady_since = self._heard = began
+        self._heard, self._steady_since = began, self._monotonic()
 
     async def run(self) -> None:
         """Heartbeat, for ever."""
@@ -251,7 +258,7 @@ class Node:
 
     async def beat(self) -> None:
         """One heartbeat. If the node was declared dead it gives up its work and joins again."""
-        asked, me = time.monotonic(), self.current
+        asked, me = self._monotonic(), self.current
         if self._locks is None:
             limit_s = max(self._lease_s / 2, 1.0)
             lives = await self._writer.run(
@@ -264,13 +271,14 @@ class Node:
             self._lost()
             await self.join()
             return
-        if asked - self._heard > self._lease_s * 0.75:
-            self._steady_since = asked
+        now = self._monotonic()
+        if now - self._heard > self._lease_s * 0.75:  # it may have hung for part of an outage
+            self._steady_since = now
         self._heard = asked
 
     def may_judge(self) -> bool:
         """Whether it has heartbeaten without a gap for a full lease (see the module's invariants)."""
-        now = time.monotonic()
+        now = self._monotonic()
         heard = now - self._heard <= self._lease_s * 0.75
         return self._locks is not None or (heard and now - self._steady_since >= self._lease_s)
 
@@ -287,12 +295,19 @@ class Node:
             if not self.may_judge():  # the database was away in between
                 break
             if await self._writer.run(
-                lambda conn, other=other: self.nodes.declare_dead(conn, other, silent_s)  # type: ignore[misc]
+                lambda conn, other=other: self._declare_dead(conn, other, silent_s)  # type: ignore[misc]
             ):
                 _logger.warning("commitcast: node %s is dead", other.id)
                 declared += 1
                 if self._locks is not None:
                     self._locks.remove(other.id)
+        return declared
+
+    def _declare_dead(self, conn: Connection, other: NodeTerm, silent_s: float | None) -> bool:
+        declared = self.nodes.declare_dead(conn, other, silent_s)
+        if declared and not self.may_judge():
+            # The statement waited, perhaps for an outage to end in which nobody could heartbeat.
+            raise TimeoutError(f"too late to declare node {other.id} dead; rolled back")
         return declared
 
     async def leave(self) -> None:

@@ -5,6 +5,7 @@ The world that it happens in is in `world`, what must hold of the tables in `led
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Final
 
 from hypothesis import strategies as st
@@ -20,7 +21,7 @@ from .simulated import Failed
 from .world import World
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import Connection
+    from sqlalchemy.engine import Connection, RootTransaction
 
     from .simulated import Store
 
@@ -117,14 +118,9 @@ class Machine(World, RuleBasedStateMachine):
         """The business transaction, also of an owner that was taken for dead."""
         process, work = self._pick(self.held(), what)
 
-        def transaction(conn: Connection) -> None:
-            self._write(conn, work, "done")
-            self.outcomes.commit(conn, work.id, work.attempt, '{"saved":1}')
-            self.store.log.append(conn, [self._event(work, "done", stream)])
-
         decided = self.ledger.seen.outcomes.get(work.key)
         try:
-            self.transact(process, transaction, how)
+            self.transact(process, lambda conn: self._business(conn, work, stream), how)
         except OperationLost:
             assert decided is not None, f"{work.key} is open, and could not commit"
             self._leave(process, work)
@@ -166,6 +162,11 @@ class Machine(World, RuleBasedStateMachine):
         self._leave(process, work)
         if whole:
             self.finish(process, process.settling[work.key], how, 0)
+
+    def _business(self, conn: Connection, work: Work, stream: str) -> None:
+        self._write(conn, work, "done")
+        self.outcomes.commit(conn, work.id, work.attempt, '{"saved":1}')
+        self.store.log.append(conn, [self._event(work, "done", stream)])
 
     def _write(self, conn: Connection, work: Work, kind: str) -> None:
         row = {"operation": work.id, "attempt": work.attempt, "kind": kind}
@@ -280,7 +281,53 @@ class Machine(World, RuleBasedStateMachine):
             self._leave_nodes(self._pick(running, node), how)
 
 
+class SlowMachine(Machine):
+    """On PostgreSQL also with a COMMIT that is on its way while others go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slow: tuple[Process, Work, RootTransaction] | None = None
+
+    def is_blocked(self) -> bool:
+        return super().is_blocked() or self.slow is not None
+
+    @precondition(lambda self: self.slow is None and self.away is None and self.held())
+    @rule(what=which, stream=streams)
+    def commit_slowly(self, what: int, stream: str) -> None:
+        """All is written, and COMMIT is sent; whoever contends now has to wait."""
+        process, work = self._pick(self.held(), what)
+        decided = self.ledger.seen.outcomes.get(work.key)
+        transaction = self.store.begin_another()
+        try:
+            self._business(transaction.connection, work, stream)
+        except OperationLost:
+            transaction.connection.close()
+            assert decided is not None, f"{work.key} is open, and could not commit"
+        else:
+            self.slow = (process, work, transaction)
+
+    @precondition(lambda self: self.slow is not None)
+    @rule(arrives=st.booleans())
+    def commit_arrives(self, arrives: bool) -> None:
+        """Or it does not. Its process may be dead by now."""
+        if self.slow is None:
+            return
+        (process, work, transaction), self.slow = self.slow, None
+        with transaction.connection:  # closed, so rolled back, if it does not arrive
+            if not arrives:
+                return
+            transaction.commit()
+        self.check(process)
+        if not work.left:
+            process.live.pop(work.key, None)
+
+    def teardown(self) -> None:
+        self.commit_arrives(arrives=sys.exc_info()[0] is None)
+        super().teardown()
+
+
 def machine_on(store: Store) -> type[Machine]:
     """The machine over one database."""
     outcomes = Outcomes(store.log, store.clock)
-    return type("MachineOnStore", (Machine,), {"store": store, "outcomes": outcomes})
+    base = SlowMachine if store.postgresql else Machine
+    return type("MachineOnStore", (base,), {"store": store, "outcomes": outcomes})

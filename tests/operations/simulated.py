@@ -29,6 +29,7 @@ from sqlalchemy import (
     select,
     true,
 )
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import StaticPool
 
 from commitcast.log import Log
@@ -40,9 +41,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator, Iterator
 
     from sqlalchemy import URL
-    from sqlalchemy.engine import Connection, Engine
+    from sqlalchemy.engine import Connection, Engine, RootTransaction
 
 START: Final = 1000.0
+LOCK_NOT_AVAILABLE: Final = "55P03"
 
 
 class Failed(ConnectionError):
@@ -110,7 +112,10 @@ class Store:
         )  # fmt: skip
         self._emptied = [Prepared(table.delete(), dialect) for table in used]
         now = cast(bindparam("moment", type_=Float), String)
-        self._set_now = select(func.set_config(literal_column("'model.now'"), now, true()))
+        self._set_up = select(
+            func.set_config(literal_column("'model.now'"), now, true()),
+            func.set_config(literal_column("'lock_timeout'"), literal_column("'10ms'"), true()),
+        )
 
     def close(self) -> None:
         self._conn.close()
@@ -125,10 +130,23 @@ class Store:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Connection]:
-        with self._conn.begin():
-            if self.postgresql:
-                self._conn.execute(self._set_now, {"moment": self.now})
-            yield self._conn
+        """Raises `Failed` where it would have to wait for another's lock."""
+        try:
+            with self._conn.begin():
+                if self.postgresql:
+                    self._conn.execute(self._set_up, {"moment": self.now})
+                yield self._conn
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
+                raise
+            raise Failed("another has the lock") from error
+
+    def begin_another(self) -> RootTransaction:
+        """A transaction beside all the others (PostgreSQL); closing its connection ends it."""
+        conn = self._engine.connect()
+        transaction = conn.begin()
+        conn.execute(self._set_up, {"moment": self.now})
+        return transaction
 
     def look(self) -> dict[str, list[Any]]:
         """Everything that is committed, as plain tuples."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 HOPELESS: Final = 60
 """More steps than any task takes."""
+PATIENCE: Final = 12
 
 
 class World:
@@ -163,7 +164,7 @@ class World:
     def finish(self, process: Process, task: Task, fault: str = "done", at: int = -1) -> None:
         """Take a task to its end, unless the database is away."""
         for step in range(HOPELESS):
-            if task.over or (self.away is not None and step > 2):
+            if task.over or (self.is_blocked() and step > PATIENCE):
                 return
             self.do(process, task, fault if step == at else "done")
         raise AssertionError(f"{task.kind} does not end")
@@ -193,6 +194,10 @@ class World:
         del process.settling[key]
         if key in process.live and process.live[key].left:
             del process.live[key]
+
+    def is_blocked(self) -> bool:
+        """Whether there are tasks that cannot come to their end now."""
+        return self.away is not None
 
     # --- what tasks do --------------------------------------------------------------------
 

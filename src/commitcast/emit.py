@@ -263,7 +263,7 @@ def bind(target: EmitTarget, binding: Binding, *, after: int = 0) -> None:
     A session stays tied through rollbacks, until `unbind`; a connection for this transaction.
 
     Raises:
-        NotAttached, NoTransaction: as `emit`.
+        NotAttached, NoTransaction, TwoPhaseRefused: as `emit`.
         LateAnnouncement: the transaction began before `after`, a value of `moment`.
         OperationError: another operation is tied to it.
     """
@@ -277,6 +277,7 @@ def bind(target: EmitTarget, binding: Binding, *, after: int = 0) -> None:
             )
         _tie(place, binding, None, 0)
         return
+    _refuse_twophase(place)
     if place.info.get(_BINDING, binding) is not binding:
         raise OperationError(
             None, "the session is bound to another operation; use a session of its own"
@@ -390,11 +391,7 @@ def _sync(target: object) -> Session | Connection:
 def _emit_in_session(
     session: Session, stream: str, event: object, labels: dict[str, str | None]
 ) -> None:
-    if session.twophase:
-        raise TwoPhaseRefused(
-            "the session uses two-phase commit, whose outcome nobody here would see; emit in a "
-            "session with twophase=False"
-        )
+    _refuse_twophase(session)
     state = _state_of(session)
     conn = None if state is None else state.live_connection()
     bind: Engine | Connection
@@ -461,6 +458,14 @@ def _make(
     max_bytes = DEFAULT_MAX_EVENT_BYTES if attachment is None else attachment.max_event_bytes
     encoded = encode(stream, event, max_bytes=max_bytes, **labels)
     return _Emit(order, order, (), stream, encoded, None, labels)
+
+
+def _refuse_twophase(session: Session) -> None:
+    if session.twophase:
+        raise TwoPhaseRefused(
+            "the session uses two-phase commit, whose outcome nobody here would see; use a session "
+            "with twophase=False"
+        )
 
 
 def _level_option(bind: Engine | Connection) -> str:

@@ -61,7 +61,7 @@ async def opposed(app: App, *, again: bool) -> list[BaseException | None]:
         once((first, second)), once((second, first)), return_exceptions=True
     )
     assert len(failed) == 1
-    return both
+    return list(both)
 
 
 async def test_g6_a_deadlock_is_told_once(app: App) -> None:

@@ -18,7 +18,6 @@ from commitcast.errors import (
     NoTransaction,
     OperationError,
     SeveralEngines,
-    TwoPhaseRefused,
 )
 from commitcast.event import DEFAULT_MAX_EVENT_BYTES, check_label, check_stream, encode
 from commitcast.pending import (
@@ -33,6 +32,7 @@ from commitcast.pending import (
     level_option,
     moment,
     refuse_level,
+    refuse_twophase,
     root_of,
     state_of,
     tie,
@@ -106,7 +106,7 @@ def bind(target: EmitTarget, binding: Binding, *, after: int = 0) -> None:
     A session stays tied through rollbacks, until `unbind`; a connection for this transaction.
 
     Raises:
-        NotAttached, NoTransaction: as `emit`.
+        NotAttached, NoTransaction, TwoPhaseRefused: as `emit`.
         LateAnnouncement: the transaction began before `after`, a value of `moment`.
         OperationError: another operation is tied to it.
     """
@@ -120,6 +120,7 @@ def bind(target: EmitTarget, binding: Binding, *, after: int = 0) -> None:
             )
         tie(place, binding, None, 0)
         return
+    refuse_twophase(place)
     if place.info.get(BINDING, binding) is not binding:
         raise OperationError(
             None, "the session is bound to another operation; use a session of its own"
@@ -166,11 +167,7 @@ def _sync(target: object) -> Session | Connection:
 def _emit_in_session(
     session: Session, stream: str, event: object, labels: dict[str, str | None]
 ) -> None:
-    if session.twophase:
-        raise TwoPhaseRefused(
-            "the session uses two-phase commit, whose outcome nobody here would see; emit in a "
-            "session with twophase=False"
-        )
+    refuse_twophase(session)
     state = state_of(session)
     conn = None if state is None else state.live_connection()
     bind: Engine | Connection

@@ -260,7 +260,7 @@ class Node:
         """One heartbeat. If the node was declared dead it gives up its work and joins again."""
         asked, me = self._monotonic(), self.current
         if self._locks is None:
-            limit_s = max(self._lease_s / 2, 1.0)
+            limit_s = self._lease_s * 0.75
             lives = await self._writer.run(
                 lambda conn: self.nodes.heartbeat(conn, me), limit_s=limit_s
             )

@@ -254,6 +254,15 @@ def tie(conn: Connection, binding: Binding, token: int | None, since: int) -> No
     buffer.bound = Bound(binding, since, token)
 
 
+def refuse_twophase(session: Session) -> None:
+    """Raise for a session whose commit is not one."""
+    if session.twophase:
+        raise TwoPhaseRefused(
+            "the session uses two-phase commit, whose outcome nobody here would see; use a session "
+            "with twophase=False"
+        )
+
+
 def level_option(bind: Engine | Connection) -> str:
     """The isolation level that was asked for through SQLAlchemy; empty if none was."""
     level = bind.get_execution_options().get("isolation_level", "")

@@ -165,6 +165,18 @@ class Judge:
             log = self._log(conn)
         return [(s, orjson.loads(e.data)) for s, e in log if e.type == NOTIFICATION_TYPE]
 
+    async def committed(self) -> list[str]:
+        """The operations that have committed so far; none while the database is away."""
+        outcomes = self.tables.outcomes
+        query = select(outcomes.c.operation_id).where(outcomes.c.outcome == "committed")
+
+        def look() -> list[str]:
+            with contextlib.suppress(DBAPIError), self.observer.connect() as conn:
+                return list(conn.scalars(query))
+            return []
+
+        return await asyncio.to_thread(look)
+
     def errors(self) -> list[str | None]:
         """What operators find as the cause, in the order of announcement."""
         with self.observer.connect() as conn:

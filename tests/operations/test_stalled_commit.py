@@ -50,6 +50,8 @@ class Gate:
             await asyncio.sleep(0.01)
 
     def open(self) -> None:
+        """Let the COMMIT go on; the server may have been stopped meanwhile."""
+        self._conn.invalidate()
         self._conn.close()
 
 

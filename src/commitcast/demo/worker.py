@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 import threading
+import time
 import webbrowser
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _GRACEFUL_SHUTDOWN_S: Final = 5
 _STDIN: Final = 0
+_THREADS_END_WITHIN_S: Final = 2.0
 
 
 def stop(message: str) -> NoReturn:
@@ -67,6 +69,7 @@ async def _prepare(database_url: str) -> None:
     from commitcast import Coordinator
     from commitcast.demo.database import Database
 
+    before = set(threading.enumerate())
     database = Database(database_url)
     coordinator = Coordinator(database.engine)
     try:
@@ -75,6 +78,18 @@ async def _prepare(database_url: str) -> None:
     finally:
         coordinator.detach()
         await database.engine.dispose()
+        if database.engine.dialect.name == "sqlite":
+            await _ended(before)
+
+
+async def _ended(before: set[threading.Thread]) -> None:
+    """Wait for the driver's threads: one that could not connect still speaks to this loop.
+
+    It would complain on standard error of a loop that is closed.
+    """
+    until = time.monotonic() + _THREADS_END_WITHIN_S
+    while set(threading.enumerate()) - before and time.monotonic() < until:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)  # a thread gives this loop no signal of its end
 
 
 async def _serve(server: uvicorn.Server, listener: socket.socket, options: WorkerOptions) -> None:

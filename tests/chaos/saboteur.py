@@ -12,7 +12,7 @@ from commitcast.chaos import server, workload
 from commitcast.chaos.workload import Writer
 from commitcast.chaos.workload import Written as Row
 from commitcast.delivery import Delivery
-from commitcast.event import EncodedEvent
+from commitcast.event import CommittedEvent, EncodedEvent
 from commitcast.log import Written
 from commitcast.node import Node
 from commitcast.notification import Failure, RollbackNotification
@@ -54,6 +54,9 @@ def hear_no_commit() -> None:
 
     def not_heard(self: Delivery, written: Written) -> None: ...
 
+    def not_told(self: Delivery, events: Sequence[CommittedEvent]) -> None: ...
+
+    Delivery.publish = not_told
     Delivery.written = not_heard
     Delivery.committed = not_heard
     Delivery.poll = no_poll

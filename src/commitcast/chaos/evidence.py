@@ -26,6 +26,7 @@ from commitcast.schema import Naming, Tables
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from sqlalchemy import Connection
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -100,6 +101,16 @@ async def read(engine: AsyncEngine, streams: Sequence[str], users: Sequence[str]
     """Everything that the database holds of `streams` and of the operations of `users`."""
     async with engine.connect() as conn:
         return await conn.run_sync(_read, streams, users)
+
+
+def delivered(sink: Path) -> Sequence[str]:
+    """The frames in the file of a ``deliver`` callable, but those that a kill cut off."""
+    frames = []
+    for line in sink.read_bytes().split(b"\n") if sink.exists() else ():
+        length, _, frame = line.partition(b" ")
+        if length == b"%d" % len(frame):
+            frames.append(frame.decode())
+    return frames
 
 
 def _read(conn: Connection, names: Sequence[str], users: Sequence[str]) -> Evidence:

@@ -91,17 +91,21 @@ class PipeMarks:
 class FileSink:
     """A ``deliver`` callable: appends each frame to a file, as a socket layer would send it.
 
-    It leaves out what others who use the database emit to streams of their own.
+    It leaves out what others who use the database emit to streams of their own. A kill can cut a
+    write at the end of a page, so each line begins with the bytes that are to follow, and each
+    life with a new line (`evidence.delivered` reads it).
     """
 
     def __init__(self, path: str, streams: Iterable[str]) -> None:
         self._streams = frozenset(streams)
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        os.write(self._file, b"\n")
 
     async def send(self, committed: CommittedEvent) -> None:
         """Append the frame as one line."""
         if committed.stream in self._streams:
-            os.write(self._file, f"{committed.frame}\n".encode())
+            frame = committed.frame.encode()
+            os.write(self._file, b"%d %b\n" % (len(frame), frame))
 
 
 def who(request: ConnectionRequest) -> str | None:

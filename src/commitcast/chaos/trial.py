@@ -145,10 +145,10 @@ class Trial(abc.ABC):
         if sink is None:
             return
 
-        async def delivered() -> bool:
-            return len(set(_lines(sink))) >= events
+        async def all_of_them() -> bool:
+            return len(set(evidence.delivered(sink))) >= events
 
-        await until(_DELIVERED_S, delivered)
+        await until(_DELIVERED_S, all_of_them)
 
     def _keep(self, server: ServerProcess) -> None:
         """Keep what a server said; call it when it has ended."""
@@ -169,7 +169,7 @@ class Trial(abc.ABC):
         found = await evidence.read(engine, self._streams, self._users)
         sinks = []
         if self._sink is not None:
-            sinks.append(SinkRecord("deliver", _lines(self._sink)))
+            sinks.append(SinkRecord("deliver", evidence.delivered(self._sink)))
         operations = OperationsRecord(
             attempts=found.attempts,
             outcomes=found.outcomes,
@@ -218,8 +218,3 @@ class Trial(abc.ABC):
         """Whether enough happened for a verdict."""
         report = self.report
         return report.events > 0 and report.committed > 0 and report.rolled_back > 0
-
-
-def _lines(file: Path) -> list[str]:
-    """The whole lines of `file`."""
-    return file.read_text().split("\n")[:-1] if file.exists() else []

@@ -102,8 +102,15 @@ class Attempt:
     result_json: str | None
     error: str | None
     decided_at: Any
-    orphan: bool
-    """Nobody can be working on it: its node is dead or gone, or its deadline has passed."""
+    node_dead: bool
+    """Its node was declared dead, or has left."""
+    overdue: bool
+    """Its deadline has passed."""
+
+    @property
+    def orphan(self) -> bool:
+        """Whether nobody can be working on it."""
+        return self.node_dead or self.overdue
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,13 +391,15 @@ class Outcomes:
         query = self._attempts().where(wanted).order_by(operations.c.announced_at.desc())
         return [_attempt(row) for row in conn.execute(query.limit(limit))]
 
-    def _orphan(self) -> Any:
+    def _node_dead(self) -> Any:
         operations, nodes = self.tables.operations, self.tables.nodes
-        return or_(
-            nodes.c.id.is_(None),
-            nodes.c.term > operations.c.term,
-            operations.c.deadline < self.clock.now(),
-        )
+        return or_(nodes.c.id.is_(None), nodes.c.term > operations.c.term)
+
+    def _overdue(self) -> Any:
+        return self.tables.operations.c.deadline < self.clock.now()
+
+    def _orphan(self) -> Any:
+        return or_(self._node_dead(), self._overdue())
 
     def _attempts(self) -> Any:
         operations, outcomes, nodes = (
@@ -402,7 +411,8 @@ class Outcomes:
             outcomes.c.result,
             outcomes.c.error,
             outcomes.c.decided_at,
-            self._orphan().label("orphan"),
+            self._node_dead().label("node_dead"),
+            self._overdue().label("overdue"),
         ).select_from(
             operations.outerjoin(
                 outcomes,
@@ -430,7 +440,8 @@ def _attempt(row: Any) -> Attempt:
         result_json=row.result,
         error=row.error,
         decided_at=row.decided_at,
-        orphan=bool(row.orphan),
+        node_dead=bool(row.node_dead),
+        overdue=bool(row.overdue),
     )
 
 

@@ -58,14 +58,13 @@ class Reaper:
     async def look(self) -> int:
         """Declare deaths, then start to settle what was left; returns how many attempts."""
         await self._node.declare_deaths()
-        me = self._node.current
         own = await self._unsettled(own=True)
         others = await self._unsettled(own=False)
         await self._mark([a for a in (*own, *others) if a.outcome is not None])
         left = [a for a in own if a.outcome is None and (a.orphan or not self._is_live(a))]
         left += [a for a in others if a.outcome is None]
         for attempt in left:
-            if not self._settle(attempt, _why(attempt, me.id, me.term)):
+            if not self._settle(attempt, _why(attempt)):
                 break  # the next look goes on
         return len(left)
 
@@ -83,7 +82,7 @@ class Reaper:
             await self._writer.run(lambda conn: nodes.forget(conn, gone))
 
 
-def _why(attempt: Attempt, node: str, term: int) -> Failure:
-    if attempt.node == node and attempt.term == term:
-        return DEADLINE_PASSED if attempt.orphan else ABANDONED
-    return NODE_DIED
+def _why(attempt: Attempt) -> Failure:
+    if attempt.node_dead:
+        return NODE_DIED
+    return DEADLINE_PASSED if attempt.overdue else ABANDONED

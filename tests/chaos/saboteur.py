@@ -20,7 +20,7 @@ from commitcast.operations import Operations
 from commitcast.outcome import Announcement, Attempt, Outcomes, Verdict
 from commitcast.subscription import Subscription
 
-buffer: Any = sys.modules["commitcast.emit"]._Buffer
+buffer: Any = sys.modules["commitcast.pending"].Buffer
 start = Subscription.start
 encoded = RollbackNotification.encoded
 settle = Operations._try

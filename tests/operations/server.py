@@ -68,7 +68,7 @@ class Server:
         return str(self.folder / "data")
 
     def _start(self) -> None:
-        options = f'-h "" -k {self.folder}'
+        options = f'-h "" -k {self.folder} -c fsync=off'  # the machine stays up
         log = str(self.folder / "log")
         self._run("pg_ctl", "-w", "-D", self._data, "-l", log, "-o", options, "start")
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import URL
 
+    from commitcast.node import Node
     from conftest import Database
 
     from .judge import Judge
@@ -186,30 +187,32 @@ async def test_g6_an_outage_longer_than_the_lease_kills_no_living_node(
     async with (
         node(database, driver, judge, lease_s=1.0) as one,
         node(database, driver, judge, lease_s=1.0) as two,
-        one.entered() as kept,
-        two.entered() as also_kept,
     ):
         nodes = [app.coordinator._operations.node for app in (one, two)]  # type: ignore[union-attr]
         before = [n.current for n in nodes]
-        async with asyncio.timeout(30):
-            while not all(n.may_judge() for n in nodes):  # noqa: ASYNC110 - a lease's time
-                await asyncio.sleep(0.05)
-        await server.stop("fast")
-        await asyncio.sleep(2.5)  # the outage, which is to be longer than the lease
-        assert not any(n.may_judge() for n in nodes)
-        await server.start()
-        async with asyncio.timeout(30):
-            while not all(n.may_judge() for n in nodes):  # noqa: ASYNC110 - both judge again
-                await asyncio.sleep(0.05)
-        for app, op in ((one, kept), (two, also_kept)):
-            for _ in range(10):
-                with contextlib.suppress(*GONE):
-                    async with op.begin() as session:
-                        save(session, op)
-                    break
-            assert op.outcome == "committed", app
+        async with one.entered() as kept, two.entered() as also_kept:
+            await all_judge(nodes)
+            await server.stop("fast")
+            await asyncio.sleep(2.5)  # the outage, which is to be longer than the lease
+            assert not any(n.may_judge() for n in nodes)
+            await server.start()
+            await all_judge(nodes)
+            for app, op in ((one, kept), (two, also_kept)):
+                for _ in range(10):  # connections of the pool that do not know it yet
+                    with contextlib.suppress(*GONE):
+                        async with op.begin() as session:
+                            save(session, op)
+                        break
+                assert op.outcome == "committed", app
         assert [n.current for n in nodes] == before
         with judge.observer.connect() as conn:
             alive = select(func.count()).where(judge.tables.nodes.c.heartbeat.is_not(None))
             assert conn.scalar(alive) == 2
-    assert await one.outcomes() == ["committed", "committed"]
+        assert await one.outcomes() == ["committed", "committed"]
+
+
+async def all_judge(nodes: list[Node]) -> None:
+    """Wait until every node has heartbeaten for a lease."""
+    async with asyncio.timeout(30):
+        while not all(n.may_judge() for n in nodes):  # noqa: ASYNC110 - it is time that makes it so
+            await asyncio.sleep(0.05)

@@ -51,8 +51,9 @@ class Gate:
 
     def open(self) -> None:
         """Let the COMMIT go on; the server may have been stopped meanwhile."""
-        self._conn.invalidate()
-        self._conn.close()
+        if not self._conn.closed:
+            self._conn.invalidate()
+            self._conn.close()
 
 
 @contextlib.asynccontextmanager

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import and_, select, update
 from sqlalchemy.dialects import sqlite
 
-from commitcast.log import Log
+from commitcast.log import Decision, Log
 from commitcast.node import Node, Nodes
 from commitcast.notification import (
     LEFT_WITHOUT_COMMIT,
@@ -75,10 +75,15 @@ def settle_tells_although_it_lost(patch: pytest.MonkeyPatch) -> None:
 def notification_outside_of_the_transaction(patch: pytest.MonkeyPatch) -> None:
     real = Log.append
 
-    def append(self: Log, conn: Connection, events: Sequence[EncodedEvent]) -> Any:
+    def append(
+        self: Log,
+        conn: Connection,
+        events: Sequence[EncodedEvent],
+        decision: Decision | None = None,
+    ) -> Any:
         if events and events[0].type == NOTIFICATION_TYPE:
             conn.connection.commit()  # the outcome is decided; now tell it
-        return real(self, conn, events)
+        return real(self, conn, events, decision)
 
     patch.setattr(Log, "append", append)
 
@@ -186,13 +191,10 @@ def reaper_settles_what_is_at_work(patch: pytest.MonkeyPatch) -> None:
 
 @_break("an announcement may come after its node is forgotten", "nobody settles it|whose is it")
 def orphans_of_forgotten_nodes_are_forgotten(patch: pytest.MonkeyPatch) -> None:
-    real = Outcomes._orphan
+    def node_dead(self: Outcomes) -> Any:
+        return self.tables.nodes.c.term > self.tables.operations.c.term
 
-    def orphan(self: Outcomes) -> Any:
-        there = self.tables.nodes.c.id.is_not(None)
-        return and_(there, real(self))
-
-    patch.setattr(Outcomes, "_orphan", orphan)
+    patch.setattr(Outcomes, "_node_dead", node_dead)
 
 
 @_break("`settled` puts aside what has an outcome, and nothing else", "put aside open")

@@ -7,14 +7,14 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.schema import DDL
 
 from commitcast import OutcomeUnknown
 
 from .application import ON_POSTGRESQL, App, Boom, running, save
 from .server import Server
-from .test_stalled_commit import STALL, Gate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("driver", ON_POSTGRESQL)]
 
 MODES = pytest.mark.parametrize("mode", ["fast", "immediate"])
+_SLEEPS = DDL("""
+CREATE FUNCTION sleeps() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+  PERFORM pg_sleep(120); RETURN NULL; END $$;
+CREATE CONSTRAINT TRIGGER sleeps AFTER INSERT ON saved DEFERRABLE INITIALLY DEFERRED
+  FOR EACH ROW WHEN (NEW.text = 'sleeps') EXECUTE FUNCTION sleeps();
+""")
 GONE = (DBAPIError, OSError, OutcomeUnknown)
 
 
@@ -56,6 +62,24 @@ async def node(database: Database, driver: str, judge: Judge, **options: Any) ->
     options = {"settle_wait_s": 0.5, **options}
     async with running(database.engine(driver), judge, database.coordinator, **options) as found:
         yield found
+
+
+async def in_commit(app: App) -> asyncio.Task[None]:
+    """An operation whose COMMIT has reached the server, which will be long about it."""
+
+    async def work() -> None:
+        async with app.entered() as op, op.begin() as session:
+            save(session, op, text="sleeps")
+
+    sleeping = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
+    with app.judge.observer.connect() as conn:
+        conn.execute(_SLEEPS)
+        conn.commit()
+        working = asyncio.create_task(work())
+        while not conn.scalar(sleeping):
+            conn.rollback()  # which is looked at once for each transaction
+            await asyncio.sleep(0.01)
+    return working
 
 
 async def commits(app: App) -> None:
@@ -105,42 +129,26 @@ async def test_g6_a_restart_between_transactions_is_survived(
 
 @MODES
 async def test_g6_a_restart_during_commit_has_one_outcome(
-    app: App, server: Server, judge: Judge, mode: str
+    app: App, server: Server, mode: str
 ) -> None:
-    gate = Gate(judge)
-
-    async def work() -> None:
-        async with app.entered() as op, op.begin() as session:
-            save(session, op, text=STALL)
-
-    working = asyncio.create_task(work())
-    await gate.reached()
+    working = await in_commit(app)
     await server.stop(mode)
     await server.start()
     with pytest.raises(GONE):
         await working
-    gate.open()
     assert await app.outcomes() == ["rolled_back"]
 
 
 @MODES
 async def test_g6_down_after_commit_was_sent_is_unknown_and_then_settled_once(
-    app: App, server: Server, judge: Judge, mode: str
+    app: App, server: Server, mode: str
 ) -> None:
-    gate = Gate(judge)
-
-    async def work() -> None:
-        async with app.entered() as op, op.begin() as session:
-            save(session, op, text=STALL)
-
-    working = asyncio.create_task(work())
-    await gate.reached()
+    working = await in_commit(app)
     await server.stop(mode)
     with pytest.raises(OutcomeUnknown) as caught:
         await working
     assert caught.value.operation_id
     await server.start()
-    gate.open()
     assert await app.outcomes() == ["rolled_back"]
 
 

@@ -50,9 +50,8 @@ class Announcer:
             batch, self._waiting = self._waiting[:_AT_ONCE], self._waiting[_AT_ONCE:]
             wanted = [announcement for announcement, _ in batch]
             try:
-                answers = await self._writer.run(
-                    lambda conn, wanted=wanted: self._outcomes.announce(conn, wanted),  # type: ignore[misc]
-                    bounded=False,
+                answers = await self._writer.each(
+                    lambda conn, wanted=wanted: self._outcomes.announce(conn, wanted)  # type: ignore[misc]
                 )
             except BaseException as error:
                 for _, answer in batch:

@@ -43,7 +43,7 @@ class DatabaseClock:
         """See `Clock`."""
         given = literal(seconds, Float) if isinstance(seconds, (int, float)) else seconds
         if self._postgresql:
-            zero = (literal(0) for _ in range(6))
+            zero: Any = (literal_column("0") for _ in range(6))
             return func.clock_timestamp() + func.make_interval(*zero, cast(given, Float))
-        shift = func.printf("%+.3f seconds", given)
+        shift = func.printf(literal_column("'%+.3f seconds'", String), given)
         return func.strftime(_FORMAT, _NOW, shift, type_=String)

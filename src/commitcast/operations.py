@@ -282,7 +282,8 @@ class Operations:
 
     async def _settle(self, attempt: Attempt, failure: Failure) -> Verdict:
         verdict = await self._contend(attempt.id, attempt.attempt, failure, None, ())
-        if verdict.notification is not None:
+        held = any(o.id == attempt.id and o.attempt == attempt.attempt for o in self.live)
+        if verdict.notification is not None and not held:  # whoever holds it tells of it
             notify(
                 self._observers,
                 CoordinationEvent(

@@ -32,7 +32,7 @@ from sqlalchemy import (
     cast,
     false,
     func,
-    literal,
+    literal_column,
     or_,
     select,
     true,
@@ -49,6 +49,7 @@ from commitcast.notification import (
     Layer,
     RollbackNotification,
 )
+from commitcast.statements import Prepared, durable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -158,7 +159,7 @@ class Outcomes:
         self.clock = clock if clock is not None else DatabaseClock(log.dialect)
         self._postgresql = log.dialect.name == "postgresql"
         dialect: Any = postgresql if self._postgresql else sqlite
-        self._insert_operations = self._announcing(dialect)
+        self._insert_operations = Prepared(self._announcing(dialect), log.dialect)
         outcomes = self.tables.outcomes
         self._roll_back = (
             dialect.insert(outcomes)
@@ -196,18 +197,15 @@ class Outcomes:
         values = [
             *(given[name] for name, _ in _COLUMNS),
             self.clock.now(),
-            literal("[]", Text),
+            literal_column("'[]'", Text),
             false(),
         ]
         query: Any = select(*values)
         # SQLite needs a WHERE before ON CONFLICT
         query = query.order_by(given["id"]) if self._postgresql else query.where(true())
-        return (
-            dialect.insert(operations)
-            .from_select(into, query)
-            .on_conflict_do_nothing()
-            .returning(operations.c.id)
-        )
+        insert = dialect.insert(operations).from_select(into, query).on_conflict_do_nothing()
+        more = [durable()] if self._postgresql else []
+        return insert.returning(operations.c.id, *more)
 
     def announce(self, conn: Connection, wanted: Sequence[Announcement]) -> list[int | Attempt]:
         """Write the attempts; for each its number, or the earlier attempt that is in its way.
@@ -251,11 +249,8 @@ class Outcomes:
         ]  # fmt: skip
         if self._postgresql:
             arrays = {name: [row[name] for row in values] for name, _ in _COLUMNS}
-            return set(conn.scalars(self._insert_operations, arrays))
-        inserted: set[str] = set()
-        for row in values:
-            inserted.update(conn.scalars(self._insert_operations, row))
-        return inserted
+            return {row[0] for row in self._insert_operations.all(conn, arrays)}
+        return {row[0] for one in values for row in self._insert_operations.all(conn, one)}
 
     # --- inside the caller's transaction --------------------------------------------------
 
@@ -350,23 +345,43 @@ class Outcomes:
         return None if row is None else _attempt(row)
 
     def unsettled(self, conn: Connection, node: str, *, own: bool, limit: int) -> list[Attempt]:
-        """Attempts of `node` that are not marked as settled; or the orphans of all others."""
-        operations = self.tables.operations
-        query = self._attempts().where(operations.c.settled == false())
+        """Attempts of `node` that have no outcome; or the orphans of all others."""
+        operations, outcomes = self.tables.operations, self.tables.outcomes
+        query = self._attempts().where(
+            operations.c.settled == false(), outcomes.c.outcome.is_(None)
+        )
         if own:
             query = query.where(operations.c.node == node)
         else:
             query = query.where(operations.c.node != node, self._orphan())
         return [_attempt(row) for row in conn.execute(query.limit(limit))]
 
-    def mark_settled(self, conn: Connection, attempts: Iterable[Attempt]) -> None:
-        """Spare the reaper the next look at attempts that have an outcome."""
+    def to_be_marked(self, conn: Connection, node: str) -> bool:
+        """Whether `mark_settled` has something to do."""
+        return bool(conn.scalar(select(self._unmarked(node).exists())))
+
+    def mark_settled(self, conn: Connection, node: str) -> None:
+        """Put aside what has an outcome, of `node` and of dead ones: the reaper looks no more."""
         operations = self.tables.operations
-        conn.execute(
-            update(operations)
-            .where(operations.c.id == bindparam("of"), operations.c.attempt == bindparam("nth"))
-            .values(settled=True),
-            [{"of": one.id, "nth": one.attempt} for one in attempts],
+        conn.execute(update(operations).where(self._markable(node)).values(settled=True))
+
+    def _unmarked(self, node: str) -> Any:
+        return select(self.tables.operations.c.id).where(self._markable(node))
+
+    def _markable(self, node: str) -> Any:
+        operations, outcomes, nodes = (
+            self.tables.operations, self.tables.outcomes, self.tables.nodes,
+        )  # fmt: skip
+        decided = select(outcomes.c.outcome).where(
+            outcomes.c.operation_id == operations.c.id, outcomes.c.attempt == operations.c.attempt
+        )
+        living = select(nodes.c.id).where(
+            nodes.c.id == operations.c.node, nodes.c.term <= operations.c.term
+        )
+        return and_(
+            operations.c.settled == false(),
+            or_(operations.c.node == node, ~living.exists()),
+            decided.exists(),
         )
 
     def newest(

@@ -58,11 +58,9 @@ class Reaper:
     async def look(self) -> int:
         """Declare deaths, then start to settle what was left; returns how many attempts."""
         await self._node.declare_deaths()
-        own = await self._unsettled(own=True)
-        others = await self._unsettled(own=False)
-        await self._mark([a for a in (*own, *others) if a.outcome is not None])
-        left = [a for a in own if a.outcome is None and (a.orphan or not self._is_live(a))]
-        left += [a for a in others if a.outcome is None]
+        await self._mark()
+        left = [a for a in await self._unsettled(own=True) if a.orphan or not self._is_live(a)]
+        left += await self._unsettled(own=False)
         for attempt in left:
             if not self._settle(attempt, _why(attempt)):
                 break  # the next look goes on
@@ -74,9 +72,11 @@ class Reaper:
             lambda conn: self._outcomes.unsettled(conn, node, own=own, limit=_AT_ONCE)
         )
 
-    async def _mark(self, settled: list[Attempt]) -> None:
-        if settled:
-            await self._writer.run(lambda conn: self._outcomes.mark_settled(conn, settled))
+    async def _mark(self) -> None:
+        node = self._node.current.id
+        # asked first, so that an idle SQLite database is not locked each second
+        if await self._writer.read(lambda conn: self._outcomes.to_be_marked(conn, node)):
+            await self._writer.run(lambda conn: self._outcomes.mark_settled(conn, node))
         nodes = self._node.nodes
         if gone := await self._writer.read(nodes.forgettable):
             await self._writer.run(lambda conn: nodes.forget(conn, gone))

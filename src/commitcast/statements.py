@@ -138,7 +138,7 @@ def _now_sqlite() -> Any:
     return func.strftime(_constant("%Y-%m-%dT%H:%M:%fZ"), _constant("now"))
 
 
-def _durable() -> Any:
+def durable() -> Any:
     """Raises ``synchronous_commit`` to ``on`` for the transaction, where it is weaker."""
     weaker = (
         _setting("synchronous_commit") == _constant(value)
@@ -175,7 +175,7 @@ def _placed_postgresql(
         _lineage(postgresql=True),
         _time(moment, postgresql=True),
         written,
-        _durable(),
+        durable(),
     )
 
 
@@ -191,7 +191,8 @@ def decide(tables: Tables, *, postgresql: bool) -> Any:
         now,
     )
     columns = ["operation_id", "attempt", "outcome", "result", "decided_at"]
-    return outcomes.insert().from_select(columns, row)
+    insert = outcomes.insert().from_select(columns, row)
+    return insert.returning(outcomes.c.attempt, durable()) if postgresql else insert
 
 
 def append_one_postgresql(tables: Tables, *, deciding: bool = False) -> Any:
@@ -204,8 +205,7 @@ def append_one_postgresql(tables: Tables, *, deciding: bool = False) -> Any:
         bindparam("name", type_=Text), literal_column("1"), literal_column("1")
     ).where(_read_committed())
     if deciding:
-        decided = decide(tables, postgresql=True).returning(tables.outcomes.c.attempt)
-        new = new.select_from(decided.cte("decided"))
+        new = new.select_from(decide(tables, postgresql=True).cte("decided"))
     upsert = postgresql.insert(streams).from_select(["name", "head", "tail"], new)
     heads = (
         upsert.on_conflict_do_update(

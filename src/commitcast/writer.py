@@ -39,24 +39,37 @@ class Writer:
         self._places = asyncio.Semaphore(_CONNECTIONS if self._postgresql else 1)
         self._readers = asyncio.Semaphore(1)
         self._reader = self.engine.execution_options(**{sqlite.READ_ONLY_OPTION: True})
+        self._single = self.engine
+        if self._postgresql:
+            self._single = self.engine.execution_options(isolation_level="AUTOCOMMIT")
 
-    async def run(
-        self, work: Callable[[Connection], _T], *, bounded: bool = True, limit_s: float = _LIMIT_S
-    ) -> _T:
+    async def run(self, work: Callable[[Connection], _T], *, limit_s: float = _LIMIT_S) -> _T:
         """Run `work` and commit; returned means committed.
+
+        A wait for another transaction's lock ends after 2 s, with the database's error; TimeoutError
+        is raised after `limit_s` seconds, whatever the database does.
 
         Args:
             work: takes the connection; must not keep it.
-            bounded: end a wait for another transaction's lock after 2 s, with the database's error.
-            limit_s: raises TimeoutError after so many seconds, whatever the database does.
+            limit_s: seconds.
         """
         async with (
             self._places,
             asyncio.timeout(limit_s),
             self.engine.begin() as conn,
         ):
-            if bounded and self._postgresql:
+            if self._postgresql:
                 await conn.execute(_bounded())
+            return await conn.run_sync(work)
+
+    async def each(self, work: Callable[[Connection], _T], *, limit_s: float = _LIMIT_S) -> _T:
+        """Run `work` with each statement a transaction of its own, a third of the round trips.
+
+        On SQLite, where that would save nothing, in one transaction.
+        """
+        if not self._postgresql:
+            return await self.run(work, limit_s=limit_s)
+        async with self._places, asyncio.timeout(limit_s), self._single.connect() as conn:
             return await conn.run_sync(work)
 
     async def read(self, look: Callable[[Connection], _T], *, limit_s: float = _LIMIT_S) -> _T:

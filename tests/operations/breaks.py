@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import and_, select, update
+from sqlalchemy import and_, false, select, update
 from sqlalchemy.dialects import sqlite
 
 from commitcast.log import Decision, Log
@@ -199,13 +199,11 @@ def orphans_of_forgotten_nodes_are_forgotten(patch: pytest.MonkeyPatch) -> None:
 
 @_break("`settled` puts aside what has an outcome, and nothing else", "put aside open")
 def open_attempts_are_put_aside(patch: pytest.MonkeyPatch) -> None:
-    real = Reaper._mark
+    def markable(self: Outcomes, node: str) -> Any:
+        operations = self.tables.operations
+        return and_(operations.c.settled == false(), operations.c.node == node)
 
-    async def mark(self: Reaper, settled: list[Attempt]) -> None:
-        seen = await self._unsettled(own=False)
-        await real(self, [*settled, *(a for a in seen if a not in settled)])
-
-    patch.setattr(Reaper, "_mark", mark)
+    patch.setattr(Outcomes, "_markable", markable)
 
 
 # --- nodes ---------------------------------------------------------------------------------

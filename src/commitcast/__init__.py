@@ -1,5 +1,6 @@
 """Commitcast: what your users see is what your database committed."""
 
+from commitcast.attempt import Attempt, Outcome
 from commitcast.auth import ConnectionRequest
 from commitcast.coordinator import Coordinator
 from commitcast.emit import emit
@@ -20,7 +21,6 @@ from commitcast.errors import (
 from commitcast.event import CommittedEvent, Event, Position
 from commitcast.notification import Layer, RecoveryAction, RollbackNotification
 from commitcast.operation import Operation
-from commitcast.outcome import Attempt, Outcome
 from commitcast.settings import Retention, Settings
 from commitcast.subscription import EARLIEST, AccessDenied, Reset, Subscription
 from commitcast.telemetry import CoordinationEvent, CoordinationEventType

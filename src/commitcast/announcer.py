@@ -10,7 +10,8 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from commitcast.outcome import Announcement, Attempt, Outcomes
+    from commitcast.attempt import Announcement, Attempt
+    from commitcast.outcome import Outcomes
     from commitcast.writer import Writer
 
 _AT_ONCE: Final = 500

@@ -18,8 +18,8 @@ from commitcast.errors import CommitcastError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from commitcast.attempt import Attempt
     from commitcast.coordinator import Coordinator
-    from commitcast.outcome import Attempt
 
 app = typer.Typer(
     name="commitcast",

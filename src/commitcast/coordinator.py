@@ -24,7 +24,7 @@ from commitcast.log import Log
 from commitcast.notifier import InProcessNotifier, Notifier
 from commitcast.operation import Operation, execute
 from commitcast.operations import Operations, own_stream
-from commitcast.outcome import Attempt, Outcomes
+from commitcast.outcome import Outcomes
 from commitcast.pending import Attachment
 from commitcast.relay import Relay
 from commitcast.retention import Trimmer, erase_actor, erase_operations, erase_stream
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     )  # need greenlet, which base has not
 
     from commitcast.asgi import RealtimeApp
+    from commitcast.attempt import Attempt
     from commitcast.auth import Authenticate, Authorize
     from commitcast.log import Written
 _logger = logging.getLogger("commitcast")
@@ -273,7 +274,8 @@ class Coordinator:
             stream: where its events go unless `Operation.emit` says otherwise.
             id: an idempotency key of the user's; the same again is the same operation. It belongs
                 to `user` and `name`, so others may use the same.
-            request: what was asked, any JSON values; the same id with another is refused.
+            request: what was asked, anything an event's data may be; the same id with another is
+                refused.
             user_message: what the user is told if it fails.
             deadline_s: seconds after which it is rolled back; default ``operation_deadline_s``.
 

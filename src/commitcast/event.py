@@ -228,15 +228,7 @@ def encode(
     NaN and infinities, which JSON has no word for, become null, as in JavaScript.
     """
     name, data = _type_and_data(event)
-    try:
-        encoded = orjson.dumps(
-            data, default=_plain, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_UTC_Z
-        )
-    except (TypeError, ValueError, RecursionError) as error:
-        reason = error.__cause__ or error
-        raise InvalidEvent(
-            f"the data of {name!r} for stream {stream!r} cannot be encoded as JSON: {reason}"
-        ) from error
+    encoded = to_json(data, f"the data of {name!r} for stream {stream!r}")
     if len(encoded) > max_bytes:
         raise InvalidEvent(
             f"the data of {name!r} for stream {stream!r} takes {len(encoded)} bytes, more than "
@@ -251,6 +243,17 @@ def encode(
         operation=operation,
         trace_parent=trace_parent,
     )
+
+
+def to_json(value: object, what: str, *, options: int = 0) -> bytes:
+    """Encode `value` as `encode` says; raises `InvalidEvent` that begins with `what` it was."""
+    try:
+        return orjson.dumps(
+            value, default=_plain, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_UTC_Z | options
+        )
+    except (TypeError, ValueError, RecursionError) as error:
+        reason = error.__cause__ or error
+        raise InvalidEvent(f"{what} cannot be encoded as JSON: {reason}") from error
 
 
 def resolve(

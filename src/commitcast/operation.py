@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import orjson
 from sqlalchemy.exc import DBAPIError
 
+from commitcast.attempt import Outcome
 from commitcast.emit import bind, emit, unbind
 from commitcast.errors import (
     AlreadyCommitted,
@@ -38,6 +39,7 @@ from commitcast.errors import (
     OperationTimedOut,
     OutcomeUnknown,
 )
+from commitcast.event import to_json
 from commitcast.log import Decision
 from commitcast.notification import (
     DEADLINE_PASSED,
@@ -45,7 +47,6 @@ from commitcast.notification import (
     NODE_DIED,
     Failure,
 )
-from commitcast.outcome import Outcome
 from commitcast.outlast import outlast
 from commitcast.pending import moment
 from commitcast.telemetry import CoordinationEventType
@@ -57,10 +58,10 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
     from sqlalchemy.ext.asyncio import AsyncSession
 
+    from commitcast.attempt import Announcement
     from commitcast.emit import EmitTarget
     from commitcast.log import Log
     from commitcast.operations import Operations
-    from commitcast.outcome import Announcement
 
 _MAX_RESULT_BYTES: Final = 64 * 1024
 _CLOSE_LIMIT_S: Final = 5.0
@@ -345,10 +346,7 @@ class Operation:
         value = self.result() if callable(self.result) else self.result
         if value is None:
             return None
-        try:
-            encoded = orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS)
-        except (TypeError, ValueError) as error:
-            raise InvalidEvent(f"the result of {self!r} cannot be encoded: {error}") from error
+        encoded = to_json(value, f"the result of {self!r}")
         if len(encoded) > _MAX_RESULT_BYTES:
             raise InvalidEvent(
                 f"the result of {self!r} takes {len(encoded)} bytes, more than {_MAX_RESULT_BYTES}; "
@@ -443,7 +441,7 @@ async def execute(
 def _storable(value: object) -> object:
     """What can be stored of a result: rows of the team's own cannot, ids and plain values can."""
     try:
-        encoded = orjson.dumps(value)
-    except TypeError:
+        encoded = to_json(value, "the result")
+    except InvalidEvent:
         return None
     return value if len(encoded) <= _MAX_RESULT_BYTES else None

@@ -17,21 +17,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from commitcast.announcer import Announcer
+from commitcast.attempt import Announcement, Attempt, Outcome, Verdict, operation_id, request_hash
 from commitcast.errors import InvalidEvent, LateAnnouncement, OperationError
 from commitcast.event import check_label, check_stream
 from commitcast.log import Log
 from commitcast.node import Node, Nodes
 from commitcast.notification import ABANDONED, Failure
 from commitcast.operation import Operation
-from commitcast.outcome import (
-    Announcement,
-    Attempt,
-    Outcome,
-    Outcomes,
-    Verdict,
-    operation_id,
-    request_hash,
-)
+from commitcast.outcome import Outcomes
 from commitcast.reaper import Reaper
 from commitcast.sqlite import holds_writer
 from commitcast.telemetry import CoordinationEvent, CoordinationEventType, notify

@@ -14,10 +14,7 @@ Everything here runs inside a transaction that somebody else begins and ends.
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -40,8 +37,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
+from commitcast.attempt import Announcement, Attempt, Outcome, Verdict
 from commitcast.clock import DatabaseClock
-from commitcast.errors import InvalidEvent, LogError, OperationLost
+from commitcast.errors import LogError, OperationLost
 from commitcast.log import Decision
 from commitcast.notification import (
     DEFAULT_USER_MESSAGE,
@@ -57,90 +55,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from commitcast.clock import Clock
-    from commitcast.event import CommittedEvent
     from commitcast.log import Log
-
-
-class Outcome(StrEnum):
-    """How an attempt ended. Until it has an outcome it is open."""
-
-    COMMITTED = "committed"
-    ROLLED_BACK = "rolled_back"
-
-
-@dataclass(frozen=True, slots=True)
-class Announcement:
-    """What is written before the work begins."""
-
-    id: str
-    name: str
-    node: str
-    term: int
-    deadline_s: float
-    streams: tuple[str, ...]
-    """Who is told of a rollback: the actor's own stream and those that something is shown on."""
-    actor: str | None = None
-    key: str | None = None
-    request_hash: str | None = None
-    user_message: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """An announced attempt, as the database has it."""
-
-    id: str
-    attempt: int
-    name: str
-    actor: str | None
-    key: str | None
-    request_hash: str | None
-    node: str
-    term: int
-    announced_at: Any
-    deadline: Any
-    outcome: Outcome | None
-    result_json: str | None
-    error: str | None
-    decided_at: Any
-    node_dead: bool
-    """Its node was declared dead, or has left."""
-    overdue: bool
-    """Its deadline has passed."""
-
-    @property
-    def orphan(self) -> bool:
-        """Whether nobody can be working on it."""
-        return self.node_dead or self.overdue
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """How an attempt ended, and what was written to tell it, if it was decided just now."""
-
-    outcome: Outcome
-    result_json: str | None = None
-    notification: RollbackNotification | None = None
-    events: tuple[CommittedEvent, ...] = ()
-
-
-def operation_id(name: str, actor: str | None, key: str) -> str:
-    """The id of an operation with a key: a key belongs to its actor (G7) and its name."""
-    text = orjson.dumps([name, actor, key])
-    return hashlib.blake2b(text, digest_size=16).hexdigest()
-
-
-def request_hash(request: object) -> str | None:
-    """What a request is compared by; raises `InvalidEvent` for what is not JSON."""
-    if request is None:
-        return None
-    try:
-        text = orjson.dumps(
-            request, default=str, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
-        )
-    except (TypeError, ValueError) as error:
-        raise InvalidEvent(f"request= must be JSON values: {error}") from error
-    return hashlib.blake2b(text, digest_size=16).hexdigest()
 
 
 _COLUMNS: Final = (

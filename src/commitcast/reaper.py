@@ -18,9 +18,10 @@ from commitcast.notification import ABANDONED, DEADLINE_PASSED, NODE_DIED
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from commitcast.attempt import Attempt
     from commitcast.node import Node
     from commitcast.notification import Failure
-    from commitcast.outcome import Attempt, Outcomes
+    from commitcast.outcome import Outcomes
     from commitcast.writer import Writer
 
 _logger = logging.getLogger("commitcast")

@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 from sqlalchemy.dialects.postgresql import insert
 
 from commitcast import Position, emit
+from commitcast.attempt import Announcement, Attempt, Verdict
 from commitcast.chaos import server, workload
 from commitcast.chaos.workload import Writer
 from commitcast.chaos.workload import Written as Row
@@ -17,7 +18,7 @@ from commitcast.log import Written
 from commitcast.node import Node
 from commitcast.notification import Failure, RollbackNotification
 from commitcast.operations import Operations
-from commitcast.outcome import Announcement, Attempt, Outcomes, Verdict
+from commitcast.outcome import Outcomes
 from commitcast.subscription import Subscription
 
 buffer: Any = sys.modules["commitcast.pending"].Buffer

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import and_, false, select, update
 from sqlalchemy.dialects import sqlite
 
+from commitcast.attempt import Attempt, Outcome, Verdict
 from commitcast.log import Decision, Log
 from commitcast.node import Node, Nodes
 from commitcast.notification import (
@@ -19,7 +20,7 @@ from commitcast.notification import (
     Failure,
     RollbackNotification,
 )
-from commitcast.outcome import Attempt, Outcome, Outcomes, Verdict
+from commitcast.outcome import Outcomes
 from commitcast.reaper import Reaper
 
 if TYPE_CHECKING:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Final
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from commitcast.attempt import Announcement, Attempt, Outcome
 from commitcast.errors import OperationLost
 from commitcast.event import EncodedEvent
-from commitcast.outcome import Announcement, Attempt, Outcome, Outcomes
+from commitcast.outcome import Outcomes
 
 from .ledger import Work
 from .process import LEASE_S, Process

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from commitcast.attempt import Announcement
 from commitcast.log import Log
-from commitcast.outcome import Announcement, Outcomes
+from commitcast.outcome import Outcomes
 
 if TYPE_CHECKING:
     from conftest import Database

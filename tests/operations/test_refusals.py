@@ -229,3 +229,19 @@ async def test_a_result_that_cannot_be_stored_is_told_once(app: App) -> None:
                 save(session, op)
                 op.result = [result]
     assert await app.outcomes() == ["rolled_back"] * 2
+
+
+@pytest.mark.parametrize("thing", [object(), {"a": object()}, {1, 2}])
+async def test_a_request_that_is_not_json_is_refused_before_anything_is_announced(
+    app: App, thing: object
+) -> None:
+    with pytest.raises(InvalidEvent, match="request= cannot be encoded"):
+        app.coordinator.operation("save", user="ann", request=thing)
+
+
+async def test_a_result_that_is_not_json_keeps_the_transaction_from_committing(app: App) -> None:
+    with pytest.raises(InvalidEvent, match="the result of"):
+        async with app.entered() as op, op.begin() as session:
+            save(session, op)
+            op.result = {"row": object()}
+    assert await app.outcomes() == ["rolled_back"]

@@ -14,8 +14,8 @@ import itertools
 import sys
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from commitcast.attempt import Attempt, Outcome, Verdict
 from commitcast.notification import LEFT_WITHOUT_COMMIT, Failure
-from commitcast.outcome import Attempt, Outcome, Outcomes, Verdict
 
 from .ledger import Key, Ledger, Snapshot, Work
 from .process import BEAT_S, LEASE_S, Process
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy.engine import Connection
+
+    from commitcast.outcome import Outcomes
 
 HOPELESS: Final = 60
 """More steps than any task takes."""

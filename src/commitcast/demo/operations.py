@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 from sqlalchemy import select
 
+from commitcast.attempt import Outcome
 from commitcast.demo.answers import NOT_KEPT
 from commitcast.demo.faults import ANSWER, MESSAGE
 from commitcast.demo.posting import NOT_SAVED
 from commitcast.demo.problem import Problem
 from commitcast.demo.tables import Run
-from commitcast.outcome import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from commitcast import Coordinator
+    from commitcast.attempt import Attempt
     from commitcast.demo.database import Database
-    from commitcast.outcome import Attempt
 
 _ID: Final = re.compile(r"[0-9a-f]{32}")
 _NEWEST: Final = 30

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
+from commitcast.attempt import Outcome
 from commitcast.demo import chat
 from commitcast.demo.faults import MESSAGE
 from commitcast.demo.problem import Problem
@@ -19,7 +20,6 @@ from commitcast.errors import (
     InProgress,
     OperationError,
 )
-from commitcast.outcome import Outcome
 
 if TYPE_CHECKING:
     from commitcast import Coordinator

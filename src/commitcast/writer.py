@@ -39,9 +39,12 @@ class Writer:
         self._places = asyncio.Semaphore(_CONNECTIONS if self._postgresql else 1)
         self._readers = asyncio.Semaphore(1)
         self._reader = self.engine.execution_options(**{sqlite.READ_ONLY_OPTION: True})
-        self._single = self.engine
+        # Beside each other: of an engine and one made from it, SQLAlchemy takes the former's level.
+        self._transactional = self._single = self.engine
         if self._postgresql:
-            self._single = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+            at = self.engine.execution_options
+            self._transactional = at(isolation_level="READ COMMITTED")
+            self._single = at(isolation_level="AUTOCOMMIT")
 
     async def run(self, work: Callable[[Connection], _T], *, limit_s: float = _LIMIT_S) -> _T:
         """Run `work` and commit; returned means committed.
@@ -56,7 +59,7 @@ class Writer:
         async with (
             self._places,
             asyncio.timeout(limit_s),
-            self.engine.begin() as conn,
+            self._transactional.begin() as conn,
         ):
             if self._postgresql:
                 await conn.execute(_bounded())
@@ -92,10 +95,7 @@ def own_engine(engine: AsyncEngine) -> AsyncEngine:
             "operations need a SQLite database in a file: one in memory belongs to a single "
             "connection, so that nothing could be announced beside the caller's transaction"
         )
-    options: dict[str, Any] = {}
-    if sync.dialect.name == "postgresql":
-        options["execution_options"] = {"isolation_level": "READ COMMITTED"}
-    own = create_async_engine(sync.url, pool=sync.pool.recreate(), **options)
+    own = create_async_engine(sync.url, pool=sync.pool.recreate())
     if sync.dialect.name == "sqlite":
         sqlite.configure_own(own.sync_engine, sync)
     return own

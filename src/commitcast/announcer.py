@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from commitcast.writer import Writer
 
 _AT_ONCE: Final = 500
+_GATHER_S: Final = 0.001
+"""How long more are waited for, while more than one at a time come."""
 
 
 class Announcer:
@@ -25,6 +27,7 @@ class Announcer:
         self._outcomes = outcomes
         self._waiting: list[tuple[Announcement, asyncio.Future[int | Attempt]]] = []
         self._writing: asyncio.Task[None] | None = None
+        self._crowded = False
 
     def announce(self, wanted: Announcement) -> asyncio.Future[int | Attempt]:
         """See `Outcomes.announce`; the future must not be cancelled, since the row may be written.
@@ -48,7 +51,10 @@ class Announcer:
 
     async def _write(self) -> None:
         while self._waiting:
+            if self._crowded:
+                await asyncio.sleep(_GATHER_S)
             batch, self._waiting = self._waiting[:_AT_ONCE], self._waiting[_AT_ONCE:]
+            self._crowded = len(batch) > 1
             wanted = [announcement for announcement, _ in batch]
             try:
                 answers = await self._writer.each(

@@ -98,6 +98,8 @@ class Operations:
         )
         self._tasks: set[asyncio.Task[Any]] = set()
         self._settling: dict[tuple[str, int], asyncio.Task[Verdict]] = {}
+        # Half of the writer's connections: announcements never wait for the locks of settlings.
+        self._settling_at_once = asyncio.Semaphore(2)
 
     # --- lifespan -------------------------------------------------------------------------
 
@@ -304,11 +306,12 @@ class Operations:
         pause_s = _PAUSE_S
         while True:
             try:
-                verdict = await self._writer.run(
-                    lambda conn: self.outcomes.settle(
-                        conn, of, nth, failure, transaction_id=transaction_id
+                async with self._settling_at_once:
+                    verdict = await self._writer.run(
+                        lambda conn: self.outcomes.settle(
+                            conn, of, nth, failure, transaction_id=transaction_id
+                        )
                     )
-                )
             except Exception as error:  # noqa: BLE001 - drivers raise their own on connect
                 if pause_s == _PAUSE_S:
                     notify(

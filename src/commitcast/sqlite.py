@@ -74,13 +74,19 @@ def _on_close(_dbapi: Any, record: ConnectionPoolEntry) -> None:
     # and whoever keeps the traceback keeps the cursor) lives on in SQLite, with its transaction
     # and the write lock, until the cursor is collected. So its transaction ends first.
     driver: Any = record.driver_connection
-    if _current_task() is None or not inspect.iscoroutinefunction(
-        getattr(driver, "rollback", None)
-    ):
+    waits = inspect.iscoroutinefunction(getattr(driver, "rollback", None))
+    if not waits or _current_task() is None or not _in_transaction(driver):
         return
     ending = asyncio.get_running_loop().create_task(driver.rollback())  # queued before the close
     _ending.add(ending)
     ending.add_done_callback(_ended)
+
+
+def _in_transaction(driver: Any) -> bool:
+    try:
+        return bool(driver.in_transaction)
+    except Exception:  # noqa: BLE001 - drivers raise their own for what is closed already
+        return False
 
 
 def _ended(ending: asyncio.Task[None]) -> None:

@@ -87,6 +87,11 @@ class App:
 
     async def outcomes(self) -> list[str]:
         """How all attempts ended, once they have, in the order of their announcement; judged."""
+        async with asyncio.timeout(PATIENCE_S):  # an announcement may be on its way, its task gone
+            while (running := self.coordinator._operations) is not None and any(
+                op.attempt == 0 for op in running.live
+            ):
+                await asyncio.sleep(0.01)
         return await self.judge.outcomes()
 
 

@@ -87,12 +87,13 @@ class App:
 
     async def outcomes(self) -> list[str]:
         """How all attempts ended, once they have, in the order of their announcement; judged."""
-        async with asyncio.timeout(PATIENCE_S):  # an announcement may be on its way, its task gone
-            while (running := self.coordinator._operations) is not None and any(
-                op.attempt == 0 for op in running.live
-            ):
-                await asyncio.sleep(0.01)
+        await until(lambda: not self._announcing())
         return await self.judge.outcomes()
+
+    def _announcing(self) -> bool:
+        """Whether an announcement is on its way, though its task may be gone."""
+        running = self.coordinator._operations
+        return running is not None and any(op.attempt == 0 for op in running.live)
 
 
 def save(session: Any, op: Operation, **columns: Any) -> Saved:

@@ -43,6 +43,8 @@ class Proxy:
     marker: bytes
     fault: Fault
     times: int = 1
+    at: bytes = b"COMMIT"
+    """What it befalls, if not the COMMIT: a message in which this is."""
     struck: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once the fault has happened."""
     _drops: bool = False
@@ -94,7 +96,7 @@ class _Wire:
         """From the client to the server."""
         while data := await self._client.read(_BYTES):
             self._marked |= self._proxy.marker in data
-            if self._marked and b"COMMIT" in data and self._proxy.times > 0:
+            if self._marked and self._proxy.at in data and self._proxy.times > 0:
                 self._proxy.times -= 1
                 await self._strike(data)
                 return
@@ -148,11 +150,11 @@ class _Wire:
 
 @contextlib.asynccontextmanager
 async def proxied(
-    url: URL, marker: bytes, fault: Fault, times: int = 1
+    url: URL, marker: bytes, fault: Fault, times: int = 1, at: bytes = b"COMMIT"
 ) -> AsyncIterator[tuple[Proxy, URL]]:
     """A proxy, and the URL by which the database is reached through it."""
     with tempfile.TemporaryDirectory(prefix="wire") as folder:
-        proxy = Proxy(f"{url.query['host']}/{_SOCKET}", marker, fault, times)
+        proxy = Proxy(f"{url.query['host']}/{_SOCKET}", marker, fault, times, at)
         server = await asyncio.start_unix_server(proxy.connected, Path(folder) / _SOCKET)
         try:
             yield proxy, url.update_query_dict({"host": folder})

@@ -117,6 +117,15 @@ class Store:
             func.set_config(literal_column("'lock_timeout'"), literal_column("'10ms'"), true()),
         )
 
+    @property
+    def now(self) -> float:
+        """The time, as exact as the tables keep it: a deadline is reached in both or in neither."""
+        return self._now
+
+    @now.setter
+    def now(self, moment: float) -> None:
+        self._now = round(moment, 4)
+
     def close(self) -> None:
         self._conn.close()
         self._engine.dispose()

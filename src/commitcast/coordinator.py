@@ -36,7 +36,7 @@ from commitcast.telemetry import CoordinationEvent, CoordinationEventType, Obser
 from commitcast.writer import is_in_memory
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
     from types import TracebackType
 
     from sqlalchemy.ext.asyncio import (
@@ -159,7 +159,8 @@ class Coordinator:
             raise NotRunning("the coordinator is running already")
         async with contextlib.AsyncExitStack() as stack:
             delivery = Delivery(self._reader, self.log, self.settings, self._notifier)
-            await self._check_schema(delivery)
+            with self._schema_there():
+                await delivery.poll()
             await delivery.open()
             stack.push_async_callback(delivery.close)
             operations = await self._open_operations(delivery)
@@ -219,7 +220,8 @@ class Coordinator:
             engine, self.tables, self.settings, session=make, deliver=delivery.publish,
             hint=delivery.changed, observers=self._observers,
         )  # fmt: skip
-        await operations.open()
+        with self._schema_there():
+            await operations.open()
         return operations
 
     @contextlib.asynccontextmanager
@@ -228,9 +230,12 @@ class Coordinator:
         async with self:
             yield
 
-    async def _check_schema(self, delivery: Delivery) -> None:
+    @staticmethod
+    @contextlib.contextmanager
+    def _schema_there() -> Iterator[None]:
+        """Say what to do where a first look finds no tables, or those of an older version."""
         try:
-            await delivery.poll()
+            yield
         except LogError as error:
             raise SchemaMissing(str(error)) from error
         except DBAPIError as error:

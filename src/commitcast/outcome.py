@@ -273,15 +273,13 @@ class Outcomes:
 
     def to_be_marked(self, conn: Connection, node: str) -> bool:
         """Whether `mark_settled` has something to do."""
-        return bool(conn.scalar(select(self._unmarked(node).exists())))
+        marked = select(self.tables.operations.c.id).where(self._markable(node))
+        return bool(conn.scalar(select(marked.exists())))
 
     def mark_settled(self, conn: Connection, node: str) -> None:
         """Put aside what has an outcome, of `node` and of dead ones: the reaper looks no more."""
         operations = self.tables.operations
         conn.execute(update(operations).where(self._markable(node)).values(settled=True))
-
-    def _unmarked(self, node: str) -> Any:
-        return select(self.tables.operations.c.id).where(self._markable(node))
 
     def _markable(self, node: str) -> Any:
         operations, outcomes, nodes = (

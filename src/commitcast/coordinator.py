@@ -32,7 +32,13 @@ from commitcast.schema import Naming, Tables
 from commitcast.settings import Settings
 from commitcast.sqlite import READ_ONLY_OPTION
 from commitcast.subscription import Reset, Subscription
-from commitcast.telemetry import CoordinationEvent, CoordinationEventType, Observer, notify
+from commitcast.telemetry import (
+    CoordinationEvent,
+    CoordinationEventType,
+    Observer,
+    Tracing,
+    notify,
+)
 from commitcast.writer import is_in_memory
 
 if TYPE_CHECKING:
@@ -64,6 +70,7 @@ class Coordinator:
         notifier: Notifier | None = None,
         sessions: Callable[[], AsyncSession] | None = None,
         user_stream: Callable[[str], str] = own_stream,
+        tracing: Tracing | None = None,
         schema: str | None = None,
         prefix: str | None = None,
         settings: Settings | None = None,
@@ -84,6 +91,8 @@ class Coordinator:
                 default are plain ones of `engine` that do not expire on commit.
             user_stream: the stream of a user's own, which is told when an operation of theirs
                 fails; default ``user:<user>``.
+            tracing: a `commitcast.tracing.OpenTelemetry` (extra ``opentelemetry``); without one
+                nothing is traced.
             schema: the schema of Commitcast's tables on PostgreSQL; default ``commitcast``.
             prefix: the prefix of their names; default none, on SQLite ``commitcast_``.
             settings: limits and intervals; or give them one by one as `options`.
@@ -117,6 +126,7 @@ class Coordinator:
         self._notifier = notifier if notifier is not None else InProcessNotifier().endpoint()
         self._sessions = sessions
         self._user_stream = user_stream
+        self._tracing = tracing
         self._observers: list[Observer] = []
         self._rollback_hooks: list[Callable[[tuple[str, ...]], Any]] = []
         self._rollbacks = 0
@@ -132,6 +142,8 @@ class Coordinator:
         self.attach(self._engine)
         if self._writer is not None and self._writer.sync_engine is not self._engine:
             self.attach(self._writer)  # for Operation.begin
+        if tracing is not None:
+            tracing.watch(self)
 
     # --- engines --------------------------------------------------------------------------
 
@@ -139,7 +151,7 @@ class Coordinator:
         """Attach another engine of the same database, such as a sync one for worker threads."""
         sync = engine if isinstance(engine, Engine) else engine.sync_engine
         log = self.log if sync is self._engine else Log(self.tables, sync.dialect)
-        attach(sync, Attachment(log, self, self.settings.max_event_bytes))
+        attach(sync, Attachment(log, self, self.settings.max_event_bytes, self._tracing))
         self._attached.append(sync)
 
     def detach(self) -> None:
@@ -158,7 +170,9 @@ class Coordinator:
         if self._delivery is not None:
             raise NotRunning("the coordinator is running already")
         async with contextlib.AsyncExitStack() as stack:
-            delivery = Delivery(self._reader, self.log, self.settings, self._notifier)
+            delivery = Delivery(
+                self._reader, self.log, self.settings, self._notifier, self._tracing
+            )
             with self._schema_there():
                 await delivery.poll()
             await delivery.open()
@@ -178,6 +192,7 @@ class Coordinator:
                     lease_s=self.settings.relay_lease_s,
                     poll_interval_s=self.settings.poll_interval_s,
                     page_events=self.settings.page_events,
+                    tracing=self._tracing,
                 )
                 await relay.open()
                 delivery.on_events = relay.hint
@@ -218,7 +233,7 @@ class Coordinator:
             make = async_sessionmaker(engine, expire_on_commit=False)
         operations = Operations(
             engine, self.tables, self.settings, session=make, deliver=delivery.publish,
-            hint=delivery.changed, observers=self._observers,
+            hint=delivery.changed, observers=self._observers, tracing=self._tracing,
         )  # fmt: skip
         with self._schema_there():
             await operations.open()

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from commitcast.notifier import Notifier
     from commitcast.settings import Settings
     from commitcast.subscription import Subscription
+    from commitcast.telemetry import Tracing
 
     _States = dict[str, tuple[Feed, tuple[str | None, int]]]
 
@@ -50,9 +51,15 @@ class Delivery:
     """The feeds of one node and the loop that keeps them fresh."""
 
     def __init__(
-        self, engine: AsyncEngine, log: Log, settings: Settings, notifier: Notifier
+        self,
+        engine: AsyncEngine,
+        log: Log,
+        settings: Settings,
+        notifier: Notifier,
+        tracing: Tracing | None = None,
     ) -> None:
         self.log = log
+        self._tracing = tracing
         self._engine = engine
         self._settings = settings
         self._notifier = notifier
@@ -144,7 +151,9 @@ class Delivery:
             raise SubscriptionClosed(subscription.stream, None, "the node drains")
         feed = self._feeds.get(subscription.stream)
         if feed is None:
-            feed = Feed(subscription.stream, self._settings.stream_buffer_bytes, self._memory)
+            feed = Feed(
+                subscription.stream, self._settings.stream_buffer_bytes, self._memory, self._tracing
+            )
             self._feeds[subscription.stream] = feed
         feed.enter(subscription)
         return feed
@@ -275,6 +284,9 @@ class Delivery:
             if feed.behind:
                 self.need(feed)
             self._keep_bounds()
+        elif self._tracing is not None and self.on_events is None:
+            for event in events:  # nobody reads it here, and no relay does
+                self._tracing.deliver(event).end()
 
     def changed(self, names: Collection[str]) -> None:
         """Streams may have events that nobody handed over: read them from the log."""
@@ -286,6 +298,8 @@ class Delivery:
         over = [w for w in self._unresolved if w.has_ended()]
         for written in over:
             del self._unresolved[written]
+            if written.span is not None:  # a commit whose end nobody saw
+                written.span.end()
             self.changed({e.stream for e in written.events})
         if self._unresolved and self._open:
             self._look_s = min(self._look_s * 1.5, _LOOK_LAST_S)

@@ -21,6 +21,8 @@ from commitcast.telemetry import CoordinationEventType
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from commitcast.telemetry import Span
+
 DEFAULT_MAX_EVENT_BYTES: Final = 64 * 1024
 """Largest encoded event data, in bytes, unless the coordinator is given another limit."""
 
@@ -103,6 +105,7 @@ class CommittedEvent:
         "_frame",
         "actor",
         "data_json",
+        "delivery",
         "encodings",
         "epoch",
         "id",
@@ -110,6 +113,7 @@ class CommittedEvent:
         "operation",
         "stream",
         "time",
+        "trace_parent",
         "type",
     )
 
@@ -125,6 +129,7 @@ class CommittedEvent:
         data_json: str,
         actor: str | None = None,
         operation: str | None = None,
+        trace_parent: str | None = None,
     ) -> None:
         self.stream = stream
         self.epoch = epoch
@@ -135,6 +140,10 @@ class CommittedEvent:
         self.data_json = data_json
         self.actor = actor
         self.operation = operation
+        self.trace_parent = trace_parent
+        """The W3C ``traceparent`` of its commit, or of its emit; never on the wire."""
+        self.delivery: Span | None = None
+        """Where deliveries are traced: the one of this node, until the first reader has it."""
         self.encodings: dict[str, bytes] = {}
         """What protocols made of the frame, so that each makes it once for all its readers."""
         self._frame: str | None = None
@@ -167,6 +176,12 @@ class CommittedEvent:
                 head["operation"] = self.operation
             self._frame = f'{orjson.dumps(head).decode()[:-1]},"data":{self.data_json}}}'
         return self._frame
+
+    def delivered(self) -> None:
+        """A reader has it, or none ever will: its delivery on this node is over."""
+        if self.delivery is not None:
+            self.delivery.end()
+            self.delivery = None
 
     @property
     def size_bytes(self) -> int:

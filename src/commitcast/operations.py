@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from commitcast.event import CommittedEvent
     from commitcast.schema import Tables
     from commitcast.settings import Settings
-    from commitcast.telemetry import Observer
+    from commitcast.telemetry import Observer, Tracing
 
 _logger = logging.getLogger("commitcast")
 _PAUSE_S: Final = 0.05
@@ -75,7 +75,9 @@ class Operations:
         deliver: Callable[[Sequence[CommittedEvent]], None],
         hint: Callable[[Sequence[str]], None],
         observers: Sequence[Observer],
+        tracing: Tracing | None = None,
     ) -> None:
+        self.tracing = tracing
         self.settings = settings
         self.session = session
         self.live: set[Operation] = set()
@@ -208,6 +210,7 @@ class Operations:
             _logger.info("commitcast: not announced: %s", type(error).__name__)
         finally:
             self.live.discard(operation)
+            operation.end_span("CancelledError")
 
     def is_live(self, attempt: Attempt) -> bool:
         """Whether a task of this node still works on an attempt, or is settling it."""
@@ -223,6 +226,7 @@ class Operations:
         if operation.outcome is Outcome.COMMITTED and not operation.followers(Outcome.COMMITTED):
             self._tell(operation, Outcome.COMMITTED, failure)
             self.live.discard(operation)
+            operation.end_span()
         else:
             await self.decide(operation, failure, final=True)
 
@@ -247,11 +251,13 @@ class Operations:
         try:
             await self._settled(operation, failure)
             outcome = operation.outcome
+            operation.end_span(failure.kind)
             if outcome is not None:
                 self._tell(operation, outcome, failure)
                 await self._follow(operation, outcome)
         finally:
             self.live.discard(operation)
+            operation.end_span(failure.kind)  # if the node stops before there is an outcome
 
     async def _settled(self, operation: Operation, failure: Failure) -> None:
         if operation.outcome is None:
@@ -304,12 +310,18 @@ class Operations:
         self, of: str, nth: int, failure: Failure, transaction_id: str | None, told: Sequence[str]
     ) -> Verdict:
         pause_s = _PAUSE_S
+        traced = None if self.tracing is None else self.tracing.current()
         while True:
             try:
                 async with self._settling_at_once:
                     verdict = await self._writer.run(
                         lambda conn: self.outcomes.settle(
-                            conn, of, nth, failure, transaction_id=transaction_id
+                            conn,
+                            of,
+                            nth,
+                            failure,
+                            transaction_id=transaction_id,
+                            trace_parent=traced,
                         )
                     )
             except Exception as error:  # noqa: BLE001 - drivers raise their own on connect

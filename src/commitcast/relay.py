@@ -13,6 +13,7 @@ Promises, for all nodes that share a database and a relay name:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import random
@@ -27,12 +28,13 @@ from sqlalchemy.dialects import postgresql, sqlite
 from commitcast.sqlite import READ_ONLY_OPTION
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterator
 
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from commitcast.event import CommittedEvent
     from commitcast.log import Log
+    from commitcast.telemetry import Tracing
 
 _logger = logging.getLogger("commitcast")
 _STREAMS_AT_ONCE: Final = 16
@@ -56,8 +58,10 @@ class Relay:
         lease_s: float,
         poll_interval_s: float,
         page_events: int,
+        tracing: Tracing | None = None,
     ) -> None:
         self._engine = engine
+        self._tracing = tracing
         self._reader = engine.execution_options(**{READ_ONLY_OPTION: True})
         self._log = log
         self._tables = log.tables
@@ -278,9 +282,10 @@ class Relay:
 
     async def _hand_over(self, event: CommittedEvent) -> bool:
         try:
-            result = self._deliver(event)
-            if inspect.isawaitable(result):
-                await result
+            with self._traced(event):
+                result = self._deliver(event)
+                if inspect.isawaitable(result):
+                    await result
         except Exception as error:  # noqa: BLE001 - whatever the team's callable raises
             pause_s = min(max(self._retry_at.get(event.stream, (0, 0.05))[1] * 2, 0.1), 30.0)
             self._retry_at[event.stream] = (time.monotonic() + pause_s, pause_s)
@@ -291,6 +296,23 @@ class Relay:
             return False
         self._retry_at.pop(event.stream, None)
         return True
+
+    @contextlib.contextmanager
+    def _traced(self, event: CommittedEvent) -> Iterator[None]:
+        """So that the spans that ``deliver`` makes are children of the delivery's."""
+        if self._tracing is None:
+            yield
+            return
+        span = self._tracing.deliver(event)
+        span.enter()
+        try:
+            yield
+        except BaseException as error:
+            span.end(error)
+            raise
+        finally:
+            span.leave()
+            span.end()
 
     async def _confirm_even_if_stopped(self, stream_id: int, delivered: int) -> None:
         """So that a node that stops in good order leaves no repetition to the next."""

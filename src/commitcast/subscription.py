@@ -101,6 +101,7 @@ class Subscription:
         self._closed: str | None = None
         self._page_events: int | None = None
         self._ready: deque[CommittedEvent] = deque()
+        self._handed: CommittedEvent | None = None
 
     @property
     def position(self) -> Position | None:
@@ -154,6 +155,8 @@ class Subscription:
         return self
 
     async def __anext__(self) -> CommittedEvent:
+        if self._handed is not None:  # whoever asks for the next one has done with this one
+            self._handed.delivered()
         while not self._ready:
             batch = await self.next_batch()
             if isinstance(batch, Reset):
@@ -164,7 +167,9 @@ class Subscription:
                     await told
             else:
                 self._ready.extend(batch)
-        return self._ready.popleft()
+        event = self._ready.popleft()
+        self._handed = event if event.delivery is not None else None
+        return event
 
     async def start(self) -> None:
         """Register and find the first place; `recovered` and `position` are known afterwards."""
@@ -230,6 +235,15 @@ class Subscription:
             if feed.behind:
                 self._source.need(feed)
             await self._wait()
+
+    def frame_written(self, *events: CommittedEvent) -> None:
+        """Say that `events` were written to the client; call it when the write has returned.
+
+        For code with sockets of its own; ``/sse`` does it by itself.
+        """
+        for event in events:
+            if event.delivery is not None:
+                event.delivered()
 
     async def _read_page(self, feed: Feed, position: Position) -> list[CommittedEvent] | Reset:
         await self._check_access()

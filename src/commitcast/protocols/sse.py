@@ -156,6 +156,7 @@ async def _serve(
                 await write(encode_place("reset", batch.stream, batch.position, recovered=False))
             else:
                 await write(b"".join([encode_event(event) for event in batch]))
+                subscription.frame_written(*batch)
             pending = asyncio.ensure_future(subscription.next_batch())
     finally:
         pending.cancel()

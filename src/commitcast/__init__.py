@@ -19,6 +19,14 @@ from commitcast.errors import (
     SubscriptionClosed,
 )
 from commitcast.event import CommittedEvent, Event, Position
+from commitcast.health import (
+    CoordinationHealthMonitor,
+    HealthAlert,
+    HealthLevel,
+    HealthScore,
+    LayerPair,
+)
+from commitcast.invariants import Invariants
 from commitcast.notification import Layer, RecoveryAction, RollbackNotification
 from commitcast.operation import Operation
 from commitcast.settings import Retention, Settings
@@ -35,12 +43,18 @@ __all__ = [
     "ConnectionRequest",
     "CoordinationEvent",
     "CoordinationEventType",
+    "CoordinationHealthMonitor",
     "Coordinator",
     "Event",
+    "HealthAlert",
+    "HealthLevel",
+    "HealthScore",
     "IdempotencyConflict",
     "InProgress",
+    "Invariants",
     "LateAnnouncement",
     "Layer",
+    "LayerPair",
     "Operation",
     "OperationEnded",
     "OperationError",

@@ -104,6 +104,7 @@ class CommittedEvent:
     __slots__ = (
         "_frame",
         "actor",
+        "committed_at",
         "data_json",
         "delivery",
         "encodings",
@@ -146,6 +147,9 @@ class CommittedEvent:
         """Where deliveries are traced: the one of this node, until the first reader has it."""
         self.encodings: dict[str, bytes] = {}
         """What protocols made of the frame, so that each makes it once for all its readers."""
+        self.committed_at: float | None = None
+        """When its COMMIT was seen to return, in seconds of the health monitor's clock; None for
+        what was read from the log, and where steps are not timed."""
         self._frame: str | None = None
 
     @property

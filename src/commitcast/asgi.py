@@ -1,7 +1,7 @@
-"""The ASGI app: SSE and health checks, mountable in any Starlette or FastAPI app.
+"""The ASGI app: SSE, health checks and what operators read, mountable in Starlette and FastAPI.
 
 Deny by default: without ``authenticate`` nobody is known, without ``authorize`` nothing is
-readable. Errors are problem details (RFC 9457) and never hold an exception's text.
+readable, without ``operators`` nobody is an operator. Errors are problem details (RFC 9457) and never hold an exception's text.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from commitcast.auth import ConnectionRequest, ask_access, ask_user
+from commitcast.auth import ConnectionRequest, ask_access, ask_operator, ask_user
 from commitcast.errors import InvalidEvent, SubscriptionClosed
 from commitcast.event import Position, check_stream
 from commitcast.protocols import sse
@@ -20,8 +20,9 @@ from commitcast.protocols import sse
 if TYPE_CHECKING:
     from collections.abc import Collection, MutableMapping
 
-    from commitcast.auth import Authenticate, Authorize
+    from commitcast.auth import Authenticate, Authorize, Operators
     from commitcast.coordinator import Coordinator
+    from commitcast.metrics import Exposition
     from commitcast.protocols.sse import Receive, Send
 
     Scope = MutableMapping[str, Any]
@@ -41,12 +42,20 @@ class RealtimeApp:
         authenticate: Authenticate | None,
         authorize: Authorize | None,
         allowed_origins: Collection[str],
+        operators: Operators | None,
     ) -> None:
         self._coordinator = coordinator
         self._authenticate = authenticate
         self._authorize = authorize
         self._allowed_origins = frozenset(allowed_origins)
+        self._operators = operators
         self._connections: Counter[str] = Counter()
+        self._exposition: Exposition | None = None
+
+    @property
+    def connections(self) -> int:
+        """How many clients are connected."""
+        return self._connections.total()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -67,10 +76,50 @@ class RealtimeApp:
             await _json(send, 200 if ready else 503, body)
         elif path == "/sse":
             await self._sse(scope, receive, send)
+        elif path in {"/health", "/metrics"}:
+            await self._for_operators(path, ConnectionRequest(scope), send)
         else:
             await _problem(
-                send, 404, "Not found", "there are /sse?stream=NAME, /livez and /readyz here"
-            )
+                send, 404, "Not found",
+                "there are /sse?stream=NAME, /livez and /readyz here, /health and /metrics for "
+                "operators",
+            )  # fmt: skip
+
+    async def _for_operators(self, path: str, request: ConnectionRequest, send: Send) -> None:
+        if self._operators is None:
+            await _problem(
+                send, 403, "Not for everybody",
+                "say who may read this: coordinator.asgi(operators=…), a function that takes the "
+                "request and returns True for an operator",
+            )  # fmt: skip
+            return
+        try:
+            allowed = await ask_operator(self._operators, request)
+        except Exception as error:  # noqa: BLE001 - whatever the team's callable raises
+            await self._broken(request, send, [], "operators", error)
+            return
+        if not allowed:
+            await _problem(send, 403, "Not for everybody", "this is for operators")
+        elif path == "/health":
+            await _json(send, 200, self._coordinator.health_report())
+        else:
+            await self._metrics(request, send)
+
+    async def _metrics(self, request: ConnectionRequest, send: Send) -> None:
+        if self._exposition is None:
+            try:
+                from commitcast.metrics import Exposition
+            except ModuleNotFoundError as error:
+                if (error.name or "").partition(".")[0] != "prometheus_client":
+                    raise
+                await _problem(
+                    send, 501, "Not installed",
+                    "metrics need an extra: pip install 'commitcast[metrics]'",
+                )  # fmt: skip
+                return
+            self._exposition = Exposition(self._coordinator)
+        text, content_type = self._exposition.text(request.headers.get("accept", ""))
+        await _answer(send, 200, text, content_type.encode("latin-1"))
 
     async def _sse(  # noqa: PLR0911 - one return for each reason to refuse
         self, scope: Scope, receive: Receive, send: Send
@@ -111,7 +160,7 @@ class RealtimeApp:
             return
         settings = self._coordinator.settings
         full = (
-            self._connections.total() >= settings.max_connections
+            self.connections >= settings.max_connections
             or self._connections[user] >= settings.max_connections_per_user
         )
         if full or not self._coordinator.accepting:
@@ -250,17 +299,26 @@ async def _json(
     content_type: bytes = b"application/json",
     headers: Collection[tuple[bytes, bytes]] = (),
 ) -> None:
-    encoded = orjson.dumps(body)
+    await _answer(send, status, orjson.dumps(body), content_type, headers)
+
+
+async def _answer(
+    send: Send,
+    status: int,
+    body: bytes,
+    content_type: bytes,
+    headers: Collection[tuple[bytes, bytes]] = (),
+) -> None:
     await send(
         {
             "type": "http.response.start",
             "status": status,
             "headers": [
                 (b"content-type", content_type),
-                (b"content-length", str(len(encoded)).encode()),
+                (b"content-length", str(len(body)).encode()),
                 (b"cache-control", b"no-store"),
                 *headers,
             ],
         }
     )
-    await send({"type": "http.response.body", "body": encoded})
+    await send({"type": "http.response.body", "body": body})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import weakref
 from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import update
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
 
     from commitcast.asgi import RealtimeApp
     from commitcast.attempt import Attempt
-    from commitcast.auth import Authenticate, Authorize
+    from commitcast.auth import Authenticate, Authorize, Operators
     from commitcast.log import Written
 _logger = logging.getLogger("commitcast")
 
@@ -143,6 +144,7 @@ class Coordinator:
         self._sessions = sessions
         self._user_stream = user_stream
         self._tracing = tracing
+        self._apps: weakref.WeakSet[RealtimeApp] = weakref.WeakSet()
         self._observers: list[Observer] = []
         self._rollback_hooks: list[Callable[[tuple[str, ...]], Any]] = []
         self._rollbacks = 0
@@ -155,11 +157,11 @@ class Coordinator:
         self._draining = False
         self._drain: asyncio.Task[None] | None = None
         self._attached: list[Engine] = []
+        if tracing is not None:
+            tracing.watch(self)  # which may refuse, and then nothing is attached
         self.attach(self._engine)
         if self._writer is not None and self._writer.sync_engine is not self._engine:
             self.attach(self._writer)  # for Operation.begin
-        if tracing is not None:
-            tracing.watch(self)
 
     # --- engines --------------------------------------------------------------------------
 
@@ -472,8 +474,12 @@ class Coordinator:
         authenticate: Authenticate | None = None,
         authorize: Authorize | None = None,
         allowed_origins: Collection[str] = (),
+        operators: Operators | None = None,
     ) -> RealtimeApp:
-        """An ASGI app with ``/sse``, ``/livez`` and ``/readyz``, to mount where you like.
+        """An ASGI app, to mount where you like.
+
+        ``/sse`` is for clients, ``/livez`` and ``/readyz`` for probes, ``/health`` (JSON) and
+        ``/metrics`` (Prometheus, extra ``metrics``) for operators.
 
         Args:
             authenticate: takes a `ConnectionRequest` and returns the user's id, or None; sync or
@@ -481,12 +487,22 @@ class Coordinator:
             authorize: takes the user's id and a stream's name, returns True to allow; asked on
                 subscribe, on every page of a replay, and with every keep-alive.
             allowed_origins: other sites whose pages may connect, as ``https://example.org``.
+            operators: takes a `ConnectionRequest`, returns True for who may read ``/health`` and
+                ``/metrics``; sync or async. Without it nobody may.
         """
         from commitcast.asgi import RealtimeApp
 
-        return RealtimeApp(
-            self, authenticate=authenticate, authorize=authorize, allowed_origins=allowed_origins
-        )
+        app = RealtimeApp(
+            self, authenticate=authenticate, authorize=authorize, allowed_origins=allowed_origins,
+            operators=operators,
+        )  # fmt: skip
+        self._apps.add(app)
+        return app
+
+    @property
+    def connections(self) -> int:
+        """How many clients are connected to the apps that `asgi` made."""
+        return sum(app.connections for app in self._apps)
 
     # --- health and drain -----------------------------------------------------------------
 

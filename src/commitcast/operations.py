@@ -66,7 +66,7 @@ def _message(text: str | None) -> str | None:
 class Operations:
     """Made and run by a coordinator; `session` makes the sessions of `Operation.begin`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it shares with its coordinator
         self,
         engine: AsyncEngine,
         tables: Tables,

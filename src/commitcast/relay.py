@@ -51,7 +51,7 @@ class _LeaseLost(Exception):
 class Relay:
     """Delivers one log to one callable."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it shares with its coordinator
         self,
         engine: AsyncEngine,
         log: Log,

@@ -14,21 +14,25 @@ from __future__ import annotations
 import logging
 import weakref
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import context as contexts
 from opentelemetry import trace
+from opentelemetry.metrics import Observation
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from commitcast.readings import READINGS, Kind
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from opentelemetry.context import Context
-    from opentelemetry.metrics import MeterProvider
+    from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider
     from opentelemetry.trace import SpanKind, TracerProvider
 
     from commitcast.coordinator import Coordinator
     from commitcast.event import CommittedEvent, EncodedEvent
+    from commitcast.readings import Reading, Sample
 
 _logger = logging.getLogger("commitcast")
 _NAME: Final = "commitcast"
@@ -134,7 +138,10 @@ class OpenTelemetry:
                 "this OpenTelemetry has the instruments of another coordinator; give each its own, "
                 "with a MeterProvider whose resource tells them apart"
             )
-        self._watched = weakref.ref(coordinator)
+        watched = self._watched = weakref.ref(coordinator)
+        meter = self._meter_provider.get_meter(_NAME, version(_NAME))
+        for reading in READINGS:
+            _instrument(meter, reading, watched)
 
     def _start(
         self,
@@ -199,6 +206,51 @@ class _Span:
             self._span.end()
         except Exception:
             _logger.exception("commitcast: a span processor raised; its span may be lost")
+
+
+def _instrument(meter: Meter, reading: Reading, watched: weakref.ref[Coordinator]) -> None:
+    """Observable instruments for one reading: names in dots, units in UCUM, not in the name.
+
+    There is no observable histogram: a distribution becomes three counters.
+    """
+
+    def observe(take: Callable[[Sample], Iterator[tuple[float, dict[str, str]]]]) -> Any:
+        def callback(_options: CallbackOptions) -> Iterator[Observation]:
+            coordinator = watched()
+            if coordinator is None:
+                return
+            for sample in reading.read(coordinator):
+                labels = dict(zip(reading.labels, sample.labels, strict=True))
+                for value, more in take(sample):
+                    yield Observation(value, {**labels, **more})
+
+        return [callback]
+
+    name = f"{_NAME}.{reading.name.removesuffix(f'_{reading.unit}')}"
+    unit = {"seconds": "s", "": ""}[reading.unit]
+    match reading.kind:
+        case Kind.COUNTER:
+            meter.create_observable_counter(name, observe(_value), unit, reading.help)
+        case Kind.GAUGE:
+            meter.create_observable_gauge(name, observe(_value), unit, reading.help)
+        case Kind.DISTRIBUTION:
+            for part, take, of in (
+                ("sum", _value, unit), ("count", _how_many, ""), ("bucket", _buckets, ""),
+            ):  # fmt: skip
+                meter.create_observable_counter(f"{name}.{part}", observe(take), of, reading.help)
+
+
+def _value(sample: Sample) -> Iterator[tuple[float, dict[str, str]]]:
+    yield sample.value, {}
+
+
+def _how_many(sample: Sample) -> Iterator[tuple[float, dict[str, str]]]:
+    yield sample.buckets[-1][1], {}
+
+
+def _buckets(sample: Sample) -> Iterator[tuple[float, dict[str, str]]]:
+    for bound, count in sample.buckets:
+        yield count, {"le": bound}
 
 
 def _text(span: trace.SpanContext) -> str | None:

@@ -124,9 +124,13 @@ def _proven(
     return read
 
 
-def _age_s(proven: Invariants) -> float | None:
-    if proven.error is not None:
-        return None
+def _known(coordinator: Coordinator) -> Iterator[Sample]:
+    proven = coordinator.invariants
+    if proven is not None or coordinator.settings.invariants_every_s > 0:
+        yield Sample(int(proven is not None and proven.error is None))
+
+
+def _age_s(proven: Invariants) -> float:
     return max(0.0, (datetime.now(UTC) - proven.checked_at).total_seconds())
 
 
@@ -191,8 +195,13 @@ READINGS: Final = (
         _proven(lambda proven: proven.streams_behind),
     ),
     Reading(
+        "invariants_known", Kind.GAUGE,
+        "1 if the database answered when it was last asked whether what must hold does, else 0.",
+        _known,
+    ),
+    Reading(
         "invariants_age_seconds", Kind.GAUGE,
-        "Since the database last said whether what must hold does.",
+        "Since the database was last asked whether what must hold does.",
         _proven(_age_s), unit="seconds",
     ),
 )  # fmt: skip

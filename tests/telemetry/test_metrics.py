@@ -6,6 +6,8 @@ import gc
 import math
 import re
 import weakref
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from commitcast import CoordinationHealthMonitor, Coordinator, Event, LayerPair, emit
+from commitcast.invariants import Invariants
 from commitcast.metrics import CoordinatorCollector, Exposition
 from commitcast.readings import READINGS
 from commitcast.tracing import OpenTelemetry
@@ -106,6 +109,7 @@ async def test_a_scrape_has_what_happened_and_nobodys_name(database: Database) -
     assert found["commitcast_operations_overdue", ()] == 0
     assert found["commitcast_notices_unsent", ()] == found["commitcast_streams_behind", ()] == 0
     assert 0 <= found["commitcast_invariants_age_seconds", ()] < 60
+    assert found["commitcast_invariants_known", ()] == 1
     assert ("commitcast_oldest_undelivered_seconds", ()) not in found  # there is no relay
     assert found["commitcast_coordination_gap_seconds_count", layers("rollback_notification")] > 0
 
@@ -167,6 +171,29 @@ async def test_a_scraper_gets_the_format_that_it_asks_for(
         families: Any = openmetrics
         names = {family.name for family in families(body.decode())}
         assert names == {f"commitcast_{reading.name}" for reading in READINGS}
+
+
+async def test_a_database_that_cannot_be_asked_leaves_values_out_and_says_so(
+    coordinator: Coordinator,
+) -> None:
+    assert scraped(coordinator)["commitcast_invariants_known", ()] == 0
+    coordinator._proven = Invariants(datetime.now(UTC), error="OperationalError")
+    found = scraped(coordinator)
+    assert found["commitcast_invariants_known", ()] == 0
+    assert ("commitcast_notices_unsent", ()) not in found
+    coordinator._proven = Invariants(datetime.now(UTC), 31.5, 2, 3, 4)
+    found = scraped(coordinator)
+    names = ("oldest_undelivered_seconds", "streams_behind", "operations_overdue", "notices_unsent")
+    assert [found[f"commitcast_{name}", ()] for name in names] == [31.5, 2, 3, 4]
+    assert found["commitcast_invariants_known", ()] == 1
+
+
+async def test_the_documents_names_are_those_that_are_scraped(coordinator: Coordinator) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "observability.md").read_text()
+    written = set(re.findall(r"commitcast_[a-z_]+", text)) - {"commitcast_"}
+    families = text_string_to_metric_families(Exposition(coordinator).text("")[0].decode())
+    names = {f"{f.name}_total" if f.type == "counter" else f.name for f in families}
+    assert written - {"commitcast_coordination_gap_seconds_bucket"} == names
 
 
 async def test_the_collector_goes_into_a_registry_that_a_team_has(

@@ -52,6 +52,8 @@ _LONGEST_DETAIL: Final = 300
 class LayerPair(StrEnum):
     """Two layers that have to move together."""
 
+    __hash__ = str.__hash__  # Enum's own is a Python function, called three times for each step
+
     DATABASE_SOCKET = "database_socket"
     """COMMIT returned → frame written (or acknowledged, where a protocol has that)."""
     AGENT_STATE = "agent_state"

@@ -324,8 +324,9 @@ class Operations:
             if verdict.notification is not None or (
                 verdict.outcome is Outcome.ROLLED_BACK and key in self._tried_again
             ):
-                name = "" if verdict.notification is None else verdict.notification.failed_operation
-                self._steps.notice_sent(NOTIFICATION_TYPE, known_at, name)
+                told_of = verdict.notification
+                detail = "" if told_of is None else f"operation {told_of.failed_operation}"
+                self._steps.notice_sent(NOTIFICATION_TYPE, known_at, detail)
             return verdict
         finally:
             self._tried_again.discard(key)

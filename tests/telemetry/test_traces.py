@@ -101,6 +101,46 @@ async def test_a_reconnecting_client_is_no_new_delivery(database: Database) -> N
         await spans.wait(DELIVER, 2)
 
 
+@pytest.mark.parametrize("says_so", [True, False])
+async def test_a_delivery_to_own_code_ends_when_it_says_so_or_asks_for_more(
+    database: Database, says_so: bool
+) -> None:
+    spans, engine = Spans(), database.engine()
+    coordinator = database.coordinator(engine, tracing=spans.tracing())
+    async with (
+        coordinator,
+        coordinator.subscribe("thread:7") as events,
+        coordinator.subscribe("thread:7") as slower,
+    ):
+        await say(engine, "thread:7", "thread:7")
+        async with asyncio.timeout(PATIENCE_S):
+            event = await anext(events)
+            assert not spans.of(DELIVER)
+            if says_so:
+                events.frame_written(event)
+            else:
+                await anext(events)
+            (deliver,) = spans.of(DELIVER)
+            await anext(slower)
+            slower.frame_written(event)
+        assert attribute(deliver, "messaging.message.id") == event.id
+        assert spans.of(DELIVER) == [deliver]
+
+
+async def test_a_delivery_that_nobody_waits_for_any_more_is_over(database: Database) -> None:
+    spans, engine = Spans(), database.engine()
+    coordinator = database.coordinator(
+        engine, poll_interval_s=0.05, buffer_age_s=0.05, tracing=spans.tracing()
+    )
+    async with coordinator:
+        async with coordinator.subscribe("thread:7"):
+            await say(engine, "thread:7")
+            await spans.wait(DELIVER)  # memory has let go of it
+        async with coordinator.subscribe("thread:8"):
+            await say(engine, "thread:8")
+        await spans.wait(DELIVER, 2)  # its only reader has left
+
+
 async def test_the_trace_goes_on_in_another_node(database: Database) -> None:
     here, there = Spans("here"), Spans("there")
     engine, other = database.engine(), database.engine()

@@ -11,6 +11,7 @@ import pytest
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.trace import SpanKind, StatusCode
 from sqlalchemy import Column, ForeignKey, Integer, MetaData, Table, create_engine, select
+from sqlalchemy import event as sa_event
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
@@ -300,6 +301,24 @@ async def test_a_cancelled_commit_ends_its_span(database: Database) -> None:
         await say(engine, "thread:8")
         commits = [span for span in started if span.name == COMMIT]
         await spans.wait(COMMIT, len(commits))
+
+
+async def test_a_commit_whose_return_nobody_told_ends_its_span(database: Database) -> None:
+    def raises(_session: Session) -> None:
+        raise RuntimeError("the team's own listener, which comes before ours")
+
+    spans, engine = Spans(), database.engine()
+    coordinator = database.coordinator(engine, tracing=spans.tracing())
+    sa_event.listen(Session, "after_commit", raises, insert=True)
+    try:
+        async with coordinator, coordinator.subscribe("thread:7") as events:
+            with pytest.raises(RuntimeError):
+                await say(engine, "thread:7")
+            async with asyncio.timeout(PATIENCE_S):
+                await anext(events)
+            await spans.wait(COMMIT)
+    finally:
+        sa_event.remove(Session, "after_commit", raises)
 
 
 async def test_a_connections_own_commit_is_traced_as_well(database: Database) -> None:

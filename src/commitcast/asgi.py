@@ -10,8 +10,7 @@ import logging
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
-import orjson
-
+from commitcast.answers import answer, json, problem
 from commitcast.auth import ConnectionRequest, ask_access, ask_operator, ask_user
 from commitcast.errors import InvalidEvent, SubscriptionClosed
 from commitcast.event import Position, check_stream
@@ -66,20 +65,20 @@ class RealtimeApp:
             return
         path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
         if scope["method"] not in {"GET", "HEAD"}:
-            await _problem(send, 405, "Method not allowed", "use GET", headers=[(b"allow", b"GET")])
+            await problem(send, 405, "Method not allowed", "use GET", headers=[(b"allow", b"GET")])
         elif path == "/livez":
-            await _json(send, 200, {"status": "live"})
+            await json(send, 200, {"status": "live"})
         elif path == "/readyz":
             checks = self._coordinator.readiness()
             ready = all(checks.values())
             body = {"status": "ready" if ready else "not ready", "checks": checks}
-            await _json(send, 200 if ready else 503, body)
+            await json(send, 200 if ready else 503, body)
         elif path == "/sse":
             await self._sse(scope, receive, send)
         elif path in {"/health", "/metrics"}:
             await self._for_operators(path, ConnectionRequest(scope), send)
         else:
-            await _problem(
+            await problem(
                 send, 404, "Not found",
                 "there are /sse?stream=NAME, /livez and /readyz here, /health and /metrics for "
                 "operators",
@@ -87,7 +86,7 @@ class RealtimeApp:
 
     async def _for_operators(self, path: str, request: ConnectionRequest, send: Send) -> None:
         if self._operators is None:
-            await _problem(
+            await problem(
                 send, 403, "Not for everybody",
                 "say who may read this: coordinator.asgi(operators=…), a function that takes the "
                 "request and returns True for an operator",
@@ -99,9 +98,9 @@ class RealtimeApp:
             await self._broken(request, send, [], "operators", error)
             return
         if not allowed:
-            await _problem(send, 403, "Not for everybody", "this is for operators")
+            await problem(send, 403, "Not for everybody", "this is for operators")
         elif path == "/health":
-            await _json(send, 200, self._coordinator.health_report())
+            await json(send, 200, self._coordinator.health_report())
         else:
             await self._metrics(request, send)
 
@@ -112,21 +111,21 @@ class RealtimeApp:
             except ModuleNotFoundError as error:
                 if (error.name or "").partition(".")[0] != "prometheus_client":
                     raise
-                await _problem(
+                await problem(
                     send, 501, "Not installed",
                     "metrics need an extra: pip install 'commitcast[metrics]'",
                 )  # fmt: skip
                 return
             self._exposition = Exposition(self._coordinator)
         text, content_type = self._exposition.text(request.headers.get("accept", ""))
-        await _answer(send, 200, text, content_type.encode("latin-1"))
+        await answer(send, 200, text, content_type.encode("latin-1"))
 
     async def _sse(  # noqa: PLR0911 - one return for each reason to refuse
         self, scope: Scope, receive: Receive, send: Send
     ) -> None:
         request = ConnectionRequest(scope)
         if not request.origin_allowed(self._allowed_origins):
-            await _problem(
+            await problem(
                 send, 403, "Origin not allowed",
                 "pages of this origin may not connect; add it to allowed_origins",
             )  # fmt: skip
@@ -138,7 +137,7 @@ class RealtimeApp:
             await self._broken(request, send, cors, "authenticate", error)
             return
         if user is None:
-            await _problem(
+            await problem(
                 send, 401, "Not authenticated", "sign in, then connect again",
                 headers=[(b"www-authenticate", b"Bearer"), *cors],
             )  # fmt: skip
@@ -146,7 +145,7 @@ class RealtimeApp:
         try:
             stream, after = _wanted(request)
         except InvalidEvent as error:
-            await _problem(send, 400, "Bad stream or cursor", str(error), headers=cors)
+            await problem(send, 400, "Bad stream or cursor", str(error), headers=cors)
             return
         try:
             allowed = await ask_access(self._authorize, user, stream)
@@ -154,7 +153,7 @@ class RealtimeApp:
             await self._broken(request, send, cors, "authorize", error)
             return
         if not allowed:
-            await _problem(
+            await problem(
                 send, 403, "Stream not allowed", "you may not read this stream", headers=cors
             )
             return
@@ -229,7 +228,7 @@ class RealtimeApp:
         if _is_event_source(request):
             await sse.serve_later(send, self._coordinator.settings.retry_ms, cors)
             return
-        await _problem(
+        await problem(
             send, 500, "Internal server error", "it was logged; try again later", headers=cors
         )
 
@@ -241,7 +240,7 @@ class RealtimeApp:
             await sse.serve_later(send, retry_ms, cors)
             return
         seconds = str(max(1, round(retry_ms * 2 / 1000))).encode()
-        await _problem(
+        await problem(
             send, 503, "Try again later", "this node takes no more connections now",
             headers=[(b"retry-after", seconds), *cors],
         )  # fmt: skip
@@ -278,47 +277,3 @@ def _cors(request: ConnectionRequest) -> list[tuple[bytes, bytes]]:
         (b"access-control-allow-credentials", b"true"),
         (b"vary", b"origin"),
     ]
-
-
-async def _problem(
-    send: Send,
-    status: int,
-    title: str,
-    detail: str,
-    *,
-    headers: Collection[tuple[bytes, bytes]] = (),
-) -> None:
-    body = {"type": "about:blank", "title": title, "status": status, "detail": detail}
-    await _json(send, status, body, b"application/problem+json", headers)
-
-
-async def _json(
-    send: Send,
-    status: int,
-    body: object,
-    content_type: bytes = b"application/json",
-    headers: Collection[tuple[bytes, bytes]] = (),
-) -> None:
-    await _answer(send, status, orjson.dumps(body), content_type, headers)
-
-
-async def _answer(
-    send: Send,
-    status: int,
-    body: bytes,
-    content_type: bytes,
-    headers: Collection[tuple[bytes, bytes]] = (),
-) -> None:
-    await send(
-        {
-            "type": "http.response.start",
-            "status": status,
-            "headers": [
-                (b"content-type", content_type),
-                (b"content-length", str(len(body)).encode()),
-                (b"cache-control", b"no-store"),
-                *headers,
-            ],
-        }
-    )
-    await send({"type": "http.response.body", "body": body})

@@ -209,6 +209,15 @@ class Feed:
         while self.bytes > self._max_bytes and len(self.events) > 1:
             self._pop()
 
+    def share_deliveries(self, events: Sequence[CommittedEvent]) -> None:
+        """A reader is given these, from the log; who writes one has delivered ours as well."""
+        if self._tracing is None or not self.events:
+            return
+        first = self.events[0].offset
+        for event in events:
+            if event.epoch == self.epoch and first <= event.offset <= self.edge:
+                event.delivery = self.events[event.offset - first].delivery
+
     def _pop(self) -> None:
         event = self.events.popleft()
         if event.delivery is not None:

@@ -335,7 +335,8 @@ class Operations:
         self, of: str, nth: int, failure: Failure, transaction_id: str | None, told: Sequence[str]
     ) -> Verdict:
         pause_s = _PAUSE_S
-        traced = None if self.tracing is None else self.tracing.current()
+        # Only who held the operation is in its trace; a reaper is in that of the node's start.
+        traced = self.tracing.current() if self.tracing is not None and told else None
         while True:
             try:
                 async with self._settling_at_once:

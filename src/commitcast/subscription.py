@@ -276,6 +276,7 @@ class Subscription:
         await self._check_access()
         if page.events:
             feed.take(page.events)
+            feed.share_deliveries(page.events)
         if not _follows(position, page) or (
             page.events and page.events[0].offset != position.offset + 1
         ):

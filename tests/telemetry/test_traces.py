@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from commitcast import AlreadyCommitted, Event, emit, sqlite
+from commitcast.attempt import Announcement
 
 from .live import listening, serving
 from .spans import COMMIT, DELIVER, PATIENCE_S, Spans, attribute, ids, parent, text
@@ -126,6 +127,29 @@ async def test_a_delivery_to_own_code_ends_when_it_says_so_or_asks_for_more(
             slower.frame_written(event)
         assert attribute(deliver, "messaging.message.id") == event.id
         assert spans.of(DELIVER) == [deliver]
+
+
+async def test_a_delivery_ends_with_the_copy_that_a_reader_has_from_the_log(
+    database: Database,
+) -> None:
+    spans, engine = Spans(), database.engine()
+    coordinator = database.coordinator(engine, tracing=spans.tracing())
+    async with coordinator:
+        await say(engine, "thread:7")
+        await spans.wait(DELIVER)  # nobody read it
+        async with (
+            coordinator.subscribe("thread:7"),  # keeps the next one in memory, and does not read
+            coordinator.subscribe("thread:7", after="earliest") as behind,
+        ):
+            await say(engine, "thread:7")
+            async with asyncio.timeout(PATIENCE_S):
+                await anext(behind)
+                event = await anext(behind)
+            assert len(spans.of(DELIVER)) == 1
+            behind.frame_written(event)
+            _, deliver = spans.of(DELIVER)
+            assert attribute(deliver, "messaging.message.id") == event.id
+    assert len(spans.of(DELIVER)) == 2
 
 
 async def test_a_delivery_that_nobody_waits_for_any_more_is_over(database: Database) -> None:
@@ -379,6 +403,27 @@ async def test_the_notice_of_a_failed_operation_belongs_to_its_trace(database: D
     assert attribute(operation, "error.type") == "ZeroDivisionError"
     assert attribute(operation, "commitcast.operation.outcome") == "rolled_back"
     assert_nothing_told(spans)
+
+
+async def test_a_notice_by_another_node_is_not_of_the_trace_of_that_nodes_start(
+    database: Database,
+) -> None:
+    spans, engine = Spans(), database.engine()
+    coordinator = database.coordinator(
+        engine, lease_s=0.5, operation_deadline_s=0.01, tracing=spans.tracing()
+    )
+    announced = Announcement(
+        id="1" * 32, name="answer", node="gone", term=1, deadline_s=0.01, streams=("thread:7",)
+    )
+    with spans.tracer.start_as_current_span("start"):
+        async with coordinator, coordinator.subscribe("thread:7") as events:
+            operations = coordinator._operations
+            assert operations is not None
+            await operations._announcer.announce(announced)
+            async with asyncio.timeout(PATIENCE_S):
+                notice = await anext(events)
+    assert notice.type == "transaction_rolled_back"
+    assert notice.trace_parent is None
 
 
 async def test_an_operation_that_cannot_be_entered_is_an_error(database: Database) -> None:

@@ -3,6 +3,7 @@
 from commitcast.attempt import Attempt, Outcome
 from commitcast.auth import ConnectionRequest
 from commitcast.coordinator import Coordinator
+from commitcast.dispatch import Dispatcher
 from commitcast.emit import emit
 from commitcast.errors import (
     AlreadyCommitted,
@@ -19,6 +20,7 @@ from commitcast.errors import (
     SubscriptionClosed,
 )
 from commitcast.event import CommittedEvent, Event, Position
+from commitcast.flags import Mode, Modes, OpenFeatureModes, Rollout
 from commitcast.health import (
     CoordinationHealthMonitor,
     HealthAlert,
@@ -45,6 +47,7 @@ __all__ = [
     "CoordinationEventType",
     "CoordinationHealthMonitor",
     "Coordinator",
+    "Dispatcher",
     "Event",
     "HealthAlert",
     "HealthLevel",
@@ -55,6 +58,9 @@ __all__ = [
     "LateAnnouncement",
     "Layer",
     "LayerPair",
+    "Mode",
+    "Modes",
+    "OpenFeatureModes",
     "Operation",
     "OperationEnded",
     "OperationError",
@@ -68,6 +74,7 @@ __all__ = [
     "Reset",
     "Retention",
     "RollbackNotification",
+    "Rollout",
     "Settings",
     "Subscription",
     "SubscriptionClosed",

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from commitcast.asgi import RealtimeApp
     from commitcast.attempt import Attempt
     from commitcast.auth import Authenticate, Authorize, Operators
-    from commitcast.flags import Modes
+    from commitcast.flags import Mode, Modes
     from commitcast.log import Written
 _logger = logging.getLogger("commitcast")
 
@@ -147,6 +147,7 @@ class Coordinator:
         self._user_stream = user_stream
         self._tracing = tracing
         self._apps: weakref.WeakSet[RealtimeApp] = weakref.WeakSet()
+        self._dispatchers: weakref.WeakSet[Dispatcher] = weakref.WeakSet()
         self._observers: list[Observer] = []
         self._rollback_hooks: list[Callable[[tuple[str, ...]], Any]] = []
         self._rollbacks = 0
@@ -399,7 +400,17 @@ class Coordinator:
             send: the app's own sending, sync or async; takes the stream and the event.
             modes: a `Rollout`, an `OpenFeatureModes`, or your own `Modes`.
         """
-        return Dispatcher(send, modes)
+        made = Dispatcher(send, modes)
+        self._dispatchers.add(made)
+        return made
+
+    def dispatched(self) -> dict[Mode, int]:
+        """How many events went each way, by the dispatchers that are in use; empty without any."""
+        found: dict[Mode, int] = {}
+        for dispatcher in self._dispatchers:
+            for mode, count in dispatcher.counts.items():
+                found[mode] = found.get(mode, 0) + count
+        return found
 
     async def find_operation(self, operation_id: str, *, user: str | None = None) -> Attempt | None:
         """The newest attempt at an operation of `user`; None if there is none that is theirs (G7).

@@ -75,6 +75,11 @@ def _rollbacks(coordinator: Coordinator) -> Iterator[Sample]:
     yield Sample(coordinator.rollbacks)
 
 
+def _dispatched(coordinator: Coordinator) -> Iterator[Sample]:
+    for mode, count in coordinator.dispatched().items():
+        yield Sample(count, (mode.value,))
+
+
 def _steps(coordinator: Coordinator) -> Iterator[Sample]:
     for pair, total in coordinator.health.totals().items():
         yield Sample(total.counts.steps, (pair.value,))
@@ -154,6 +159,11 @@ READINGS: Final = (
     Reading(
         "operations_open", Kind.GAUGE,
         "Operations of this node that have no outcome yet.", _count("operations_open"),
+    ),
+    Reading(
+        "events_dispatched", Kind.COUNTER,
+        "Events given to dispatchers, by the mode of their user; absent without a dispatcher.",
+        _dispatched, ("mode",),
     ),
     Reading(
         "coordination_steps", Kind.COUNTER,

@@ -18,7 +18,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
-from commitcast import CoordinationHealthMonitor, Coordinator, Event, LayerPair, emit
+from commitcast import CoordinationHealthMonitor, Coordinator, Event, LayerPair, Rollout, emit
 from commitcast.invariants import Invariants
 from commitcast.metrics import CoordinatorCollector, Exposition
 from commitcast.readings import READINGS
@@ -72,7 +72,7 @@ def assert_named_by_the_rules(text: str) -> None:
         if family.type == "histogram" or "age" in name or "oldest" in name:
             assert name.endswith("_seconds")
         for sample in family.samples:
-            assert set(sample.labels) <= {"layers", "kind", "le"}
+            assert set(sample.labels) <= {"layers", "kind", "le", "mode"}
             assert set(sample.labels.get("layers", "overall").split()) <= {*LayerPair, "overall"}
 
 
@@ -157,6 +157,23 @@ async def test_scores_are_absent_without_steps_and_alerts_are_counted(
         ("commitcast_health_score", layers("overall")): 25,
     }
     assert found["commitcast_alerts_active", ()] == 2
+
+
+async def test_events_are_counted_by_the_mode_that_decided_their_way(database: Database) -> None:
+    engine = database.engine()
+    coordinator = database.coordinator(engine)
+    assert not [name for name, _ in scraped(coordinator) if "dispatched" in name]
+    rollout = Rollout(enforce=0, shadow=100)
+    here = coordinator.dispatcher(lambda _stream, _event: None, modes=rollout)
+    there = coordinator.dispatcher(lambda _stream, _event: None, modes=rollout)
+    for dispatch in (here, there, here):
+        async with AsyncSession(engine) as session, session.begin():
+            await dispatch(session, "thread:7", Event("said"), user="ann")
+        rollout.set(enforce=100, shadow=0)
+    found = scraped(coordinator)
+    name = "commitcast_events_dispatched_total"
+    modes = {dict(labels)["mode"]: value for (of, labels), value in found.items() if of == name}
+    assert modes == {"off": 0, "shadow": 1, "enforce": 2}
 
 
 @pytest.mark.parametrize("accept", ["application/openmetrics-text; version=1.0.0", "text/plain"])

@@ -1,7 +1,7 @@
-"""The ASGI app: SSE and health checks, mountable in any Starlette or FastAPI app.
+"""The ASGI app: SSE, health checks and what operators read, mountable in Starlette and FastAPI.
 
 Deny by default: without ``authenticate`` nobody is known, without ``authorize`` nothing is
-readable. Errors are problem details (RFC 9457) and never hold an exception's text.
+readable, without ``operators`` nobody is an operator. Errors are problem details (RFC 9457) and never hold an exception's text.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ import logging
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
-import orjson
-
-from commitcast.auth import ConnectionRequest, ask_access, ask_user
+from commitcast.answers import answer, json, problem
+from commitcast.auth import ConnectionRequest, ask_access, ask_operator, ask_user
 from commitcast.errors import InvalidEvent, SubscriptionClosed
 from commitcast.event import Position, check_stream
 from commitcast.protocols import sse
@@ -20,8 +19,9 @@ from commitcast.protocols import sse
 if TYPE_CHECKING:
     from collections.abc import Collection, MutableMapping
 
-    from commitcast.auth import Authenticate, Authorize
+    from commitcast.auth import Authenticate, Authorize, Operators
     from commitcast.coordinator import Coordinator
+    from commitcast.metrics import Exposition
     from commitcast.protocols.sse import Receive, Send
 
     Scope = MutableMapping[str, Any]
@@ -41,12 +41,20 @@ class RealtimeApp:
         authenticate: Authenticate | None,
         authorize: Authorize | None,
         allowed_origins: Collection[str],
+        operators: Operators | None,
     ) -> None:
         self._coordinator = coordinator
         self._authenticate = authenticate
         self._authorize = authorize
         self._allowed_origins = frozenset(allowed_origins)
+        self._operators = operators
         self._connections: Counter[str] = Counter()
+        self._exposition: Exposition | None = None
+
+    @property
+    def connections(self) -> int:
+        """How many clients are connected."""
+        return self._connections.total()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -57,27 +65,67 @@ class RealtimeApp:
             return
         path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
         if scope["method"] not in {"GET", "HEAD"}:
-            await _problem(send, 405, "Method not allowed", "use GET", headers=[(b"allow", b"GET")])
+            await problem(send, 405, "Method not allowed", "use GET", headers=[(b"allow", b"GET")])
         elif path == "/livez":
-            await _json(send, 200, {"status": "live"})
+            await json(send, 200, {"status": "live"})
         elif path == "/readyz":
             checks = self._coordinator.readiness()
             ready = all(checks.values())
             body = {"status": "ready" if ready else "not ready", "checks": checks}
-            await _json(send, 200 if ready else 503, body)
+            await json(send, 200 if ready else 503, body)
         elif path == "/sse":
             await self._sse(scope, receive, send)
+        elif path in {"/health", "/metrics"}:
+            await self._for_operators(path, ConnectionRequest(scope), send)
         else:
-            await _problem(
-                send, 404, "Not found", "there are /sse?stream=NAME, /livez and /readyz here"
-            )
+            await problem(
+                send, 404, "Not found",
+                "there are /sse?stream=NAME, /livez and /readyz here, /health and /metrics for "
+                "operators",
+            )  # fmt: skip
+
+    async def _for_operators(self, path: str, request: ConnectionRequest, send: Send) -> None:
+        if self._operators is None:
+            await problem(
+                send, 403, "Not for everybody",
+                "say who may read this: coordinator.asgi(operators=…), a function that takes the "
+                "request and returns True for an operator",
+            )  # fmt: skip
+            return
+        try:
+            allowed = await ask_operator(self._operators, request)
+        except Exception as error:  # noqa: BLE001 - whatever the team's callable raises
+            await self._broken(request, send, [], "operators", error)
+            return
+        if not allowed:
+            await problem(send, 403, "Not for everybody", "this is for operators")
+        elif path == "/health":
+            await json(send, 200, self._coordinator.health_report())
+        else:
+            await self._metrics(request, send)
+
+    async def _metrics(self, request: ConnectionRequest, send: Send) -> None:
+        if self._exposition is None:
+            try:
+                from commitcast.metrics import Exposition
+            except ModuleNotFoundError as error:
+                if (error.name or "").partition(".")[0] != "prometheus_client":
+                    raise
+                await problem(
+                    send, 501, "Not installed",
+                    "metrics need an extra: pip install 'commitcast[metrics]'",
+                )  # fmt: skip
+                return
+            self._exposition = Exposition(self._coordinator)
+        text, content_type = self._exposition.text(request.headers.get("accept", ""))
+        await answer(send, 200, text, content_type.encode("latin-1"))
 
     async def _sse(  # noqa: PLR0911 - one return for each reason to refuse
         self, scope: Scope, receive: Receive, send: Send
     ) -> None:
         request = ConnectionRequest(scope)
         if not request.origin_allowed(self._allowed_origins):
-            await _problem(
+            await problem(
                 send, 403, "Origin not allowed",
                 "pages of this origin may not connect; add it to allowed_origins",
             )  # fmt: skip
@@ -89,7 +137,7 @@ class RealtimeApp:
             await self._broken(request, send, cors, "authenticate", error)
             return
         if user is None:
-            await _problem(
+            await problem(
                 send, 401, "Not authenticated", "sign in, then connect again",
                 headers=[(b"www-authenticate", b"Bearer"), *cors],
             )  # fmt: skip
@@ -97,7 +145,7 @@ class RealtimeApp:
         try:
             stream, after = _wanted(request)
         except InvalidEvent as error:
-            await _problem(send, 400, "Bad stream or cursor", str(error), headers=cors)
+            await problem(send, 400, "Bad stream or cursor", str(error), headers=cors)
             return
         try:
             allowed = await ask_access(self._authorize, user, stream)
@@ -105,13 +153,13 @@ class RealtimeApp:
             await self._broken(request, send, cors, "authorize", error)
             return
         if not allowed:
-            await _problem(
+            await problem(
                 send, 403, "Stream not allowed", "you may not read this stream", headers=cors
             )
             return
         settings = self._coordinator.settings
         full = (
-            self._connections.total() >= settings.max_connections
+            self.connections >= settings.max_connections
             or self._connections[user] >= settings.max_connections_per_user
         )
         if full or not self._coordinator.accepting:
@@ -180,7 +228,7 @@ class RealtimeApp:
         if _is_event_source(request):
             await sse.serve_later(send, self._coordinator.settings.retry_ms, cors)
             return
-        await _problem(
+        await problem(
             send, 500, "Internal server error", "it was logged; try again later", headers=cors
         )
 
@@ -192,7 +240,7 @@ class RealtimeApp:
             await sse.serve_later(send, retry_ms, cors)
             return
         seconds = str(max(1, round(retry_ms * 2 / 1000))).encode()
-        await _problem(
+        await problem(
             send, 503, "Try again later", "this node takes no more connections now",
             headers=[(b"retry-after", seconds), *cors],
         )  # fmt: skip
@@ -229,38 +277,3 @@ def _cors(request: ConnectionRequest) -> list[tuple[bytes, bytes]]:
         (b"access-control-allow-credentials", b"true"),
         (b"vary", b"origin"),
     ]
-
-
-async def _problem(
-    send: Send,
-    status: int,
-    title: str,
-    detail: str,
-    *,
-    headers: Collection[tuple[bytes, bytes]] = (),
-) -> None:
-    body = {"type": "about:blank", "title": title, "status": status, "detail": detail}
-    await _json(send, status, body, b"application/problem+json", headers)
-
-
-async def _json(
-    send: Send,
-    status: int,
-    body: object,
-    content_type: bytes = b"application/json",
-    headers: Collection[tuple[bytes, bytes]] = (),
-) -> None:
-    encoded = orjson.dumps(body)
-    await send(
-        {
-            "type": "http.response.start",
-            "status": status,
-            "headers": [
-                (b"content-type", content_type),
-                (b"content-length", str(len(encoded)).encode()),
-                (b"cache-control", b"no-store"),
-                *headers,
-            ],
-        }
-    )
-    await send({"type": "http.response.body", "body": encoded})

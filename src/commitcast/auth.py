@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     Authenticate = Callable[["ConnectionRequest"], str | Awaitable[str | None] | None]
     Authorize = Callable[[str, str], bool | Awaitable[bool]]
+    Operators = Callable[["ConnectionRequest"], bool | Awaitable[bool]]
 
 
 @dataclass(frozen=True)
@@ -85,4 +86,10 @@ async def ask_access(authorize: Authorize | None, user: str, stream: str) -> boo
     if authorize is None:
         return False
     answer = authorize(user, stream)
+    return (await answer if inspect.isawaitable(answer) else answer) is True
+
+
+async def ask_operator(operators: Operators, request: ConnectionRequest) -> bool:
+    """Whether a request comes from an operator: only if the callable answers exactly True."""
+    answer = operators(request)
     return (await answer if inspect.isawaitable(answer) else answer) is True

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import weakref
 from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import update
@@ -20,7 +21,10 @@ from commitcast.dispatch import Dispatcher
 from commitcast.drain import close_gently, on_signals
 from commitcast.errors import LogError, NotRunning, OperationError, SchemaMissing
 from commitcast.event import CommittedEvent, Position, check_stream
+from commitcast.health import CoordinationHealthMonitor, HealthLevel
+from commitcast.health_report import report
 from commitcast.hooks import attach, detach
+from commitcast.invariants import Invariants, Prover, watch
 from commitcast.log import Log
 from commitcast.notifier import InProcessNotifier, Notifier
 from commitcast.operation import Operation, execute
@@ -32,8 +36,15 @@ from commitcast.retention import Trimmer, erase_actor, erase_operations, erase_s
 from commitcast.schema import Naming, Tables
 from commitcast.settings import Settings
 from commitcast.sqlite import READ_ONLY_OPTION
+from commitcast.steps import Steps
 from commitcast.subscription import Reset, Subscription
-from commitcast.telemetry import CoordinationEvent, CoordinationEventType, Observer, notify
+from commitcast.telemetry import (
+    CoordinationEvent,
+    CoordinationEventType,
+    Observer,
+    Tracing,
+    notify,
+)
 from commitcast.writer import is_in_memory
 
 if TYPE_CHECKING:
@@ -47,8 +58,8 @@ if TYPE_CHECKING:
 
     from commitcast.asgi import RealtimeApp
     from commitcast.attempt import Attempt
-    from commitcast.auth import Authenticate, Authorize
-    from commitcast.flags import Modes
+    from commitcast.auth import Authenticate, Authorize, Operators
+    from commitcast.flags import Mode, Modes
     from commitcast.log import Written
 _logger = logging.getLogger("commitcast")
 
@@ -62,10 +73,12 @@ class Coordinator:
         *,
         deliver: Callable[[CommittedEvent], Any] | None = None,
         relay_name: str = "default",
+        health: CoordinationHealthMonitor | HealthLevel | str | None = None,
         reader: AsyncEngine | None = None,
         notifier: Notifier | None = None,
         sessions: Callable[[], AsyncSession] | None = None,
         user_stream: Callable[[str], str] = own_stream,
+        tracing: Tracing | None = None,
         schema: str | None = None,
         prefix: str | None = None,
         settings: Settings | None = None,
@@ -79,6 +92,8 @@ class Coordinator:
             deliver: a function, sync or async, that takes each `CommittedEvent` after its
                 commit, in stream order, at least once (see `commitcast.relay`).
             relay_name: coordinators of one name share the work of `deliver`.
+            health: how the layers move together is recorded in it (`commitcast.health`); a
+                monitor, or only its level: ``full`` (the default), ``basic`` or ``off``.
             reader: the engine that delivery reads with; default is `engine`. Needed where
                 `engine` is sync, or its pool is too small to share.
             notifier: carries hints to other nodes; without one they find events by polling.
@@ -86,6 +101,8 @@ class Coordinator:
                 default are plain ones of `engine` that do not expire on commit.
             user_stream: the stream of a user's own, which is told when an operation of theirs
                 fails; default ``user:<user>``.
+            tracing: a `commitcast.tracing.OpenTelemetry` (extra ``opentelemetry``); without one
+                nothing is traced.
             schema: the schema of Commitcast's tables on PostgreSQL; default ``commitcast``.
             prefix: the prefix of their names; default none, on SQLite ``commitcast_``.
             settings: limits and intervals; or give them one by one as `options`.
@@ -95,7 +112,8 @@ class Coordinator:
             options: fields of `Settings`, such as ``poll_interval_s=0.5``.
 
         Raises:
-            ValueError: the engine has a coordinator, or an option is out of range.
+            ValueError: the engine has a coordinator, an option is out of range, or there is no
+                such level.
             EmitRefused: the database is neither PostgreSQL nor SQLite.
         """
         if settings is not None and options:
@@ -105,6 +123,14 @@ class Coordinator:
         except TypeError as error:
             known = ", ".join(Settings.__dataclass_fields__)
             raise ValueError(f"{error}; the options are {known}") from error
+        self.health = (
+            health
+            if isinstance(health, CoordinationHealthMonitor)
+            else CoordinationHealthMonitor(level=HealthLevel.FULL if health is None else health)
+        )
+        self._steps = Steps(self.health)
+        self._prover: Prover | None = None
+        self._proven: Invariants | None = None
         self._engine = engine if isinstance(engine, Engine) else engine.sync_engine
         read_with = reader if reader is not None else engine
         self._reader = (
@@ -119,6 +145,9 @@ class Coordinator:
         self._notifier = notifier if notifier is not None else InProcessNotifier().endpoint()
         self._sessions = sessions
         self._user_stream = user_stream
+        self._tracing = tracing
+        self._apps: weakref.WeakSet[RealtimeApp] = weakref.WeakSet()
+        self._dispatchers: weakref.WeakSet[Dispatcher] = weakref.WeakSet()
         self._observers: list[Observer] = []
         self._rollback_hooks: list[Callable[[tuple[str, ...]], Any]] = []
         self._rollbacks = 0
@@ -131,6 +160,8 @@ class Coordinator:
         self._draining = False
         self._drain: asyncio.Task[None] | None = None
         self._attached: list[Engine] = []
+        if tracing is not None:
+            tracing.watch(self)  # which may refuse, and then nothing is attached
         self.attach(self._engine)
         if self._writer is not None and self._writer.sync_engine is not self._engine:
             self.attach(self._writer)  # for Operation.begin
@@ -141,7 +172,7 @@ class Coordinator:
         """Attach another engine of the same database, such as a sync one for worker threads."""
         sync = engine if isinstance(engine, Engine) else engine.sync_engine
         log = self.log if sync is self._engine else Log(self.tables, sync.dialect)
-        attach(sync, Attachment(log, self, self.settings.max_event_bytes))
+        attach(sync, Attachment(log, self, self.settings.max_event_bytes, self._tracing))
         self._attached.append(sync)
 
     def detach(self) -> None:
@@ -160,7 +191,9 @@ class Coordinator:
         if self._delivery is not None:
             raise NotRunning("the coordinator is running already")
         async with contextlib.AsyncExitStack() as stack:
-            delivery = Delivery(self._reader, self.log, self.settings, self._notifier)
+            delivery = Delivery(
+                self._reader, self.log, self.settings, self._notifier, self._steps, self._tracing
+            )
             with self._schema_there():
                 await delivery.poll()
             await delivery.open()
@@ -168,7 +201,12 @@ class Coordinator:
             operations = await self._open_operations(delivery)
             if operations is not None:
                 stack.push_async_callback(operations.close)
+            prover = self._make_prover(delivery, with_operations=operations is not None)
             loops = [delivery.run(), *(operations.loops() if operations is not None else ())]
+            if self.health.level is not HealthLevel.OFF:
+                loops.append(watch(self.health, self.settings.health_check_every_s))
+                if self.settings.invariants_every_s > 0:
+                    loops.append(prover.run(self.settings.invariants_every_s))
             if self.settings.retention.every_s > 0:
                 loops.append(self._trimmer().run())
             if self._deliver is not None:
@@ -180,9 +218,12 @@ class Coordinator:
                     lease_s=self.settings.relay_lease_s,
                     poll_interval_s=self.settings.poll_interval_s,
                     page_events=self.settings.page_events,
+                    steps=self._steps,
+                    tracing=self._tracing,
                 )
                 await relay.open()
                 delivery.on_events = relay.hint
+                delivery.on_committed = relay.committed
                 loops.append(relay.run())
             await stack.enter_async_context(_running(loops))
             if self._drain_on_signals:
@@ -190,6 +231,7 @@ class Coordinator:
             self._draining = False
             self._delivery = delivery
             self._operations = operations
+            self._prover = prover
             self._stack = stack.pop_all()
         return self
 
@@ -206,8 +248,19 @@ class Coordinator:
             if self._drain is not None:
                 self._drain.cancel()
                 self._drain = None
-            self._delivery = self._operations = None
+            self._delivery = self._operations = self._prover = None
             await stack.aclose()
+
+    def _make_prover(self, delivery: Delivery, *, with_operations: bool) -> Prover:
+        def keep(proven: Invariants) -> None:
+            self._proven = proven
+
+        if self._reader is None:  # pragma: no cover - looked at on entering
+            raise NotRunning("delivery needs an async engine")
+        return Prover(
+            self._reader, delivery, self.health, self.settings, keep=keep, with_operations=with_operations,
+            relay=None if self._deliver is None else self._relay_name,
+        )  # fmt: skip
 
     async def _open_operations(self, delivery: Delivery) -> Operations | None:
         engine = self._writer
@@ -220,7 +273,8 @@ class Coordinator:
             make = async_sessionmaker(engine, expire_on_commit=False)
         operations = Operations(
             engine, self.tables, self.settings, session=make, deliver=delivery.publish,
-            hint=delivery.changed, observers=self._observers,
+            hint=delivery.changed, observers=self._observers, steps=self._steps,
+            tracing=self._tracing,
         )  # fmt: skip
         with self._schema_there():
             await operations.open()
@@ -346,7 +400,17 @@ class Coordinator:
             send: the app's own sending, sync or async; takes the stream and the event.
             modes: a `Rollout`, an `OpenFeatureModes`, or your own `Modes`.
         """
-        return Dispatcher(send, modes)
+        made = Dispatcher(send, modes)
+        self._dispatchers.add(made)
+        return made
+
+    def dispatched(self) -> dict[Mode, int]:
+        """How many events went each way, by the dispatchers that are in use; empty without any."""
+        found: dict[Mode, int] = {}
+        for dispatcher in self._dispatchers:
+            for mode, count in dispatcher.counts.items():
+                found[mode] = found.get(mode, 0) + count
+        return found
 
     async def find_operation(self, operation_id: str, *, user: str | None = None) -> Attempt | None:
         """The newest attempt at an operation of `user`; None if there is none that is theirs (G7).
@@ -423,6 +487,7 @@ class Coordinator:
             self._delivery,
             check_stream(stream),
             after,
+            steps=self._steps,
             on_reset=on_reset,
             authorize=authorize,
             chunk_bytes=self.settings.chunk_bytes,
@@ -434,8 +499,12 @@ class Coordinator:
         authenticate: Authenticate | None = None,
         authorize: Authorize | None = None,
         allowed_origins: Collection[str] = (),
+        operators: Operators | None = None,
     ) -> RealtimeApp:
-        """An ASGI app with ``/sse``, ``/livez`` and ``/readyz``, to mount where you like.
+        """An ASGI app, to mount where you like.
+
+        ``/sse`` is for clients, ``/livez`` and ``/readyz`` for probes, ``/health`` (JSON) and
+        ``/metrics`` (Prometheus, extra ``metrics``) for operators.
 
         Args:
             authenticate: takes a `ConnectionRequest` and returns the user's id, or None; sync or
@@ -443,12 +512,22 @@ class Coordinator:
             authorize: takes the user's id and a stream's name, returns True to allow; asked on
                 subscribe, on every page of a replay, and with every keep-alive.
             allowed_origins: other sites whose pages may connect, as ``https://example.org``.
+            operators: takes a `ConnectionRequest`, returns True for who may read ``/health`` and
+                ``/metrics``; sync or async. Without it nobody may.
         """
         from commitcast.asgi import RealtimeApp
 
-        return RealtimeApp(
-            self, authenticate=authenticate, authorize=authorize, allowed_origins=allowed_origins
-        )
+        app = RealtimeApp(
+            self, authenticate=authenticate, authorize=authorize, allowed_origins=allowed_origins,
+            operators=operators,
+        )  # fmt: skip
+        self._apps.add(app)
+        return app
+
+    @property
+    def connections(self) -> int:
+        """How many clients are connected to the apps that `asgi` made."""
+        return sum(app.connections for app in self._apps)
 
     # --- health and drain -----------------------------------------------------------------
 
@@ -466,6 +545,45 @@ class Coordinator:
             "accepting": self.accepting,
             "database": age_s is not None and age_s < fresh_s,
         }
+
+    @property
+    def invariants(self) -> Invariants | None:
+        """What the database last said about what must hold; None before it was first asked."""
+        return self._proven
+
+    async def check_invariants(self) -> Invariants:
+        """Ask the database now; what ``invariants_every_s`` does by itself. Sends alerts as well.
+
+        Raises `NotRunning` where the coordinator is not entered; a database that cannot be asked
+        is named in the answer.
+        """
+        if self._prover is None:
+            raise NotRunning("check_invariants needs a coordinator that is running")
+        return await self._prover.look()
+
+    def counts(self) -> dict[str, int]:
+        """What there is now, and what only grows since the coordinator was made, on this node.
+
+        Now: ``subscriptions``, ``operations_open``. Growing: ``events_committed`` (whose COMMIT was
+        seen to return), ``events_handed_over`` (from memory, to this node's readers),
+        ``frames_written`` (each client counted), ``rollbacks`` (of plain transactions).
+        """
+        delivery, operations, steps = self._delivery, self._operations, self._steps
+        return {
+            "subscriptions": 0 if delivery is None else len(delivery.subscriptions()),
+            "operations_open": 0 if operations is None else len(operations.live),
+            "events_committed": steps.events_committed,
+            "events_handed_over": steps.events_handed_over,
+            "frames_written": steps.frames_written,
+            "rollbacks": self._rollbacks,
+        }
+
+    def health_report(self) -> dict[str, Any]:
+        """All that operators may see of this node's health, as JSON may hold it.
+
+        No user's id and no stream's name is in it.
+        """
+        return report(self.health, self._proven, self.readiness(), self.counts())
 
     def begin_drain(self) -> None:
         """Take no more clients and close those there are, spread over ``drain_s`` seconds.
@@ -545,6 +663,7 @@ class Coordinator:
 
     def committed(self, written: Written) -> None:
         """Called by the commit hook; not for applications."""
+        self._steps.committed(written.events)
         delivery = self._delivery
         if delivery is not None:
             delivery.committed(written)

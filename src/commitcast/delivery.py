@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from commitcast.log import Head, Log, Page, Written
     from commitcast.notifier import Notifier
     from commitcast.settings import Settings
+    from commitcast.steps import Steps
     from commitcast.subscription import Subscription
+    from commitcast.telemetry import Tracing
 
     _States = dict[str, tuple[Feed, tuple[str | None, int]]]
 
@@ -50,9 +52,17 @@ class Delivery:
     """The feeds of one node and the loop that keeps them fresh."""
 
     def __init__(
-        self, engine: AsyncEngine, log: Log, settings: Settings, notifier: Notifier
+        self,
+        engine: AsyncEngine,
+        log: Log,
+        settings: Settings,
+        notifier: Notifier,
+        steps: Steps,
+        tracing: Tracing | None = None,
     ) -> None:
         self.log = log
+        self._steps = steps
+        self._tracing = tracing
         self._engine = engine
         self._settings = settings
         self._notifier = notifier
@@ -73,6 +83,8 @@ class Delivery:
         self._open = False
         self.on_events: Callable[[Collection[str]], None] | None = None
         """Told the names of streams that have, or may have, new events."""
+        self.on_committed: Callable[[Sequence[CommittedEvent]], None] | None = None
+        """Given the events of this node's commits, with the times of their COMMIT."""
 
     # --- the loop -------------------------------------------------------------------------
 
@@ -133,6 +145,10 @@ class Delivery:
         """All that read on this node."""
         return [reader for feed in self._feeds.values() for reader in feed.readers]
 
+    def places(self) -> dict[str, tuple[str | None, int]]:
+        """Epoch and last offset that this node has seen of each stream that is read here."""
+        return {name: feed.state for name, feed in self._feeds.items()}
+
     def register(self, subscription: Subscription) -> Feed:
         """Enter a reader, before its first read."""
         if not self._open:
@@ -144,7 +160,9 @@ class Delivery:
             raise SubscriptionClosed(subscription.stream, None, "the node drains")
         feed = self._feeds.get(subscription.stream)
         if feed is None:
-            feed = Feed(subscription.stream, self._settings.stream_buffer_bytes, self._memory)
+            feed = Feed(
+                subscription.stream, self._settings.stream_buffer_bytes, self._memory, self._tracing
+            )
             self._feeds[subscription.stream] = feed
         feed.enter(subscription)
         return feed
@@ -253,6 +271,9 @@ class Delivery:
 
     def publish(self, events: Sequence[CommittedEvent]) -> None:
         """Hand committed events over, from memory, and hint other nodes; in the event loop."""
+        self._steps.handed_over(events)
+        if self.on_committed is not None:
+            self.on_committed(events)
         first = events[0].stream
         if len(events) == 1 or all(e.stream == first for e in events):
             self._take(first, events)
@@ -275,6 +296,9 @@ class Delivery:
             if feed.behind:
                 self.need(feed)
             self._keep_bounds()
+        elif self._tracing is not None and self.on_events is None:
+            for event in events:  # nobody reads it here, and no relay does
+                self._tracing.deliver(event).end()
 
     def changed(self, names: Collection[str]) -> None:
         """Streams may have events that nobody handed over: read them from the log."""
@@ -286,6 +310,8 @@ class Delivery:
         over = [w for w in self._unresolved if w.has_ended()]
         for written in over:
             del self._unresolved[written]
+            if written.span is not None:  # a commit whose end nobody saw
+                written.span.end()
             self.changed({e.stream for e in written.events})
         if self._unresolved and self._open:
             self._look_s = min(self._look_s * 1.5, _LOOK_LAST_S)

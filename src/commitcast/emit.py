@@ -75,7 +75,8 @@ def emit(
             known (it must not run SQL: a session that commits takes none).
         actor: the user whose doing it is, kept in the log and sent on the wire.
         operation: an id of the caller's that goes along, likewise.
-        trace_parent: a W3C ``traceparent``, kept in the log, never on the wire.
+        trace_parent: a W3C ``traceparent``, kept in the log, never on the wire; where the
+            coordinator has `tracing`, default is the current span's.
 
     Raises:
         InvalidEvent: the stream's name, the type or the data cannot be accepted.
@@ -229,6 +230,8 @@ def _make(
         and not bind.invalidated
     ):
         refuse_level(attachment.log.autocommit_level(bind), row_locks=False)
+    if attachment is not None and attachment.tracing is not None:
+        labels["trace_parent"] = labels["trace_parent"] or attachment.tracing.current()
     order = moment()
     if callable(event) and not isinstance(event, type):
         return Emit(order, order, (), stream, None, cast("Any", event), labels)

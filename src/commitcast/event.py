@@ -21,6 +21,8 @@ from commitcast.telemetry import CoordinationEventType
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from commitcast.telemetry import Span
+
 DEFAULT_MAX_EVENT_BYTES: Final = 64 * 1024
 """Largest encoded event data, in bytes, unless the coordinator is given another limit."""
 
@@ -102,7 +104,9 @@ class CommittedEvent:
     __slots__ = (
         "_frame",
         "actor",
+        "committed_at",
         "data_json",
+        "delivery",
         "encodings",
         "epoch",
         "id",
@@ -110,6 +114,7 @@ class CommittedEvent:
         "operation",
         "stream",
         "time",
+        "trace_parent",
         "type",
     )
 
@@ -125,6 +130,7 @@ class CommittedEvent:
         data_json: str,
         actor: str | None = None,
         operation: str | None = None,
+        trace_parent: str | None = None,
     ) -> None:
         self.stream = stream
         self.epoch = epoch
@@ -135,8 +141,15 @@ class CommittedEvent:
         self.data_json = data_json
         self.actor = actor
         self.operation = operation
+        self.trace_parent = trace_parent
+        """The W3C ``traceparent`` of its commit, or of its emit; never on the wire."""
+        self.delivery: Span | None = None
+        """Where deliveries are traced: the one of this node, until the first reader has it."""
         self.encodings: dict[str, bytes] = {}
         """What protocols made of the frame, so that each makes it once for all its readers."""
+        self.committed_at: float | None = None
+        """When its COMMIT was seen to return, in seconds of the health monitor's clock; None for
+        what was read from the log, and where steps are not timed."""
         self._frame: str | None = None
 
     @property
@@ -167,6 +180,12 @@ class CommittedEvent:
                 head["operation"] = self.operation
             self._frame = f'{orjson.dumps(head).decode()[:-1]},"data":{self.data_json}}}'
         return self._frame
+
+    def delivered(self) -> None:
+        """A reader has it, or none ever will: its delivery on this node is over."""
+        if self.delivery is not None:
+            self.delivery.end()
+            self.delivery = None
 
     @property
     def size_bytes(self) -> int:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from commitcast.log import Head
     from commitcast.subscription import Subscription
+    from commitcast.telemetry import Tracing
 
 _MAX_AHEAD: Final = 256
 _MAX_EARLY: Final = 64
@@ -40,8 +41,15 @@ class Memory:
 class Feed:
     """The newest events of one stream, and who reads it on this node."""
 
-    def __init__(self, stream: str, max_bytes: int, memory: Memory | None = None) -> None:
+    def __init__(
+        self,
+        stream: str,
+        max_bytes: int,
+        memory: Memory | None = None,
+        tracing: Tracing | None = None,
+    ) -> None:
         self.stream = stream
+        self._tracing = tracing
         self._readers: dict[weakref.ref[Subscription], None] = {}
         self.epoch: str | None = None
         self.edge = 0
@@ -135,6 +143,9 @@ class Feed:
 
     def forget(self) -> None:
         """Drop what is in memory, after an erasure; readers go to the log."""
+        if self._tracing is not None:
+            for event in self.events:
+                event.delivered()
         self.events.clear()
         self._held.clear()
         self._ahead.clear()
@@ -188,6 +199,8 @@ class Feed:
     def _append(self, event: CommittedEvent) -> None:
         if self._ahead:
             self._pop_ahead(event.offset)
+        if self._tracing is not None:
+            event.delivery = self._tracing.deliver(event)
         cost = _cost(event)
         self.events.append(event)
         self._held.append((time.monotonic(), cost))
@@ -196,8 +209,19 @@ class Feed:
         while self.bytes > self._max_bytes and len(self.events) > 1:
             self._pop()
 
+    def share_deliveries(self, events: Sequence[CommittedEvent]) -> None:
+        """A reader is given these, from the log; who writes one has delivered ours as well."""
+        if self._tracing is None or not self.events:
+            return
+        first = self.events[0].offset
+        for event in events:
+            if event.epoch == self.epoch and first <= event.offset <= self.edge:
+                event.delivery = self.events[event.offset - first].delivery
+
     def _pop(self) -> None:
-        self.events.popleft()
+        event = self.events.popleft()
+        if event.delivery is not None:
+            event.delivered()
         self._count(-self._held.popleft()[1])
 
     def _keep_ahead(self, event: CommittedEvent) -> None:

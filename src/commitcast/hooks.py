@@ -8,6 +8,7 @@ Nothing here commits, rolls back or closes what the caller opened.
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import event as sa_event
@@ -39,7 +40,11 @@ from commitcast.pending import (
 )
 
 if TYPE_CHECKING:
+    from sqlalchemy.engine import ExceptionContext
+
     from commitcast.event import EncodedEvent
+    from commitcast.pending import SessionState
+    from commitcast.telemetry import Span
 
 
 def attach(engine: Engine, attachment: Attachment) -> None:
@@ -102,26 +107,33 @@ def _after_begin(session: Session, transaction: SessionTransaction, conn: Connec
     state = state_of(session)
     if state is None:
         state = begin_state(session)
-    attached = conn.dialect in attachments
+    attachment = attachments.get(conn.dialect)
     state.add(conn)
-    if not attached:
+    if attachment is None:
         return
+    if attachment.tracing is not None:
+        state.traced = True
+        _by_session(state, by_session=state.committing)
     if not transaction.nested:
         state.began = moment()  # after the savepoint by which it may have joined another's
         if (binding := session.info.get(BINDING)) is not None:
             tie(conn, binding, state.token, state.began)
     if state.unbound:
-        buffer = buffer_of(root_of(conn))
-        for made in state.unbound:
-            made.since = moment()  # a savepoint of the session may have been opened for this
-        buffer.emits.extend(state.unbound)
-        state.unbound = []
+        _give_to(conn, state)
     if transaction.nested and state.nested is not None and transaction in state.nested:
         # The session opens the savepoint at its first SQL, after what was emitted inside it.
         token = state.nested[transaction]
         for made in buffer_of(root_of(conn)).emits:
             if token in made.scope:
                 made.since = moment()
+
+
+def _give_to(conn: Connection, state: SessionState) -> None:
+    """What was emitted before there was a connection now belongs to its transaction."""
+    for made in state.unbound:
+        made.since = moment()  # a savepoint of the session may have been opened for this
+    buffer_of(root_of(conn)).emits.extend(state.unbound)
+    state.unbound = []
 
 
 def _before_commit(session: Session) -> None:
@@ -138,18 +150,24 @@ def _before_commit(session: Session) -> None:
             "the session's transaction spans more than one engine or connection, so part of it "
             "may commit and part not; emit in a session of one engine"
         )
+    if state.traced:
+        _by_session(state, by_session=True)
 
 
 def _after_commit(session: Session) -> None:
     state = state_of(session)
     conn = None if state is None else state.live_connection()
-    if conn is None:
+    if state is None or conn is None:
         return
+    if state.traced:
+        _by_session(state, by_session=False)
     written = written_on.get(conn)
     # RELEASE, and the commit of a session joined to an outer transaction, come here too; only a
     # transaction that ran our statement and has ended without an error is committed.
     if written is not None and written.has_committed(conn):
         del written_on[conn]
+        if written.span is not None:
+            written.span.end()
         if written.binding is not None:
             written.binding.committed()
         attachment = attachments.get(conn.dialect)
@@ -173,6 +191,8 @@ def _after_soft_rollback(session: Session, previous: SessionTransaction) -> None
         _tell_rolled_back(session.get_bind(), streams, session.info.get(BINDING))
     state.unbound = [e for e in state.unbound if token not in e.scope]
     state.captured = [e for e in state.captured if token not in e.scope]
+    if state.traced:
+        _by_session(state, by_session=False)
     for conn in state.connections():
         if ended is root:
             _forget_written(conn)
@@ -180,6 +200,14 @@ def _after_soft_rollback(session: Session, previous: SessionTransaction) -> None
         buffer = buffers.get(transaction) if isinstance(transaction, RootTransaction) else None
         if buffer is not None:
             buffer.drop_scope(token)
+
+
+def _by_session(state: SessionState, *, by_session: bool) -> None:
+    """Whether the session's commit is under way; it may be joined to a connection's transaction."""
+    conn = state.live_connection()
+    root = None if conn is None else conn.get_transaction()
+    if isinstance(root, RootTransaction):
+        buffer_of(root).by_session = by_session
 
 
 # --- what SQLAlchemy tells us of connections -----------------------------------------------
@@ -215,6 +243,7 @@ def _commit(conn: Connection) -> None:
     buffer = buffers.pop(root, None) if isinstance(root, RootTransaction) else None
     if buffer is None or root is None or not (buffer.emits or buffer.bound):
         return
+    span: Span | None = None
     try:
         attachment = attachment_of(conn)
         log = attachment.log
@@ -223,21 +252,40 @@ def _commit(conn: Connection) -> None:
         refuse_level(log.autocommit_level(conn), row_locks=False)
         buffer.emits.sort(key=lambda e: e.order)
         encoded = [e.resolved(attachment.max_event_bytes) for e in buffer.emits]
+        if attachment.tracing is not None:
+            span = attachment.tracing.commit(encoded)
+            encoded = [replace(e, trace_parent=span.parent_for(e.trace_parent)) for e in encoded]
         binding = None if buffer.bound is None else buffer.bound.binding
         decision = None if binding is None else binding.write(conn, log, buffer.streams)
         events = log.append(conn, encoded, decision) if encoded or decision else ()
-        written = written_on[conn] = Written(weakref.ref(root), events, binding)
+        written = written_on[conn] = Written(weakref.ref(root), events, binding, span)
         if events:
             attachment.observer.written(written)
+        if span is not None and not buffer.by_session:
+            span.end()  # of a connection's own COMMIT nobody is told that it returned
     except BaseException as error:
+        if span is not None:
+            span.end(error)
         _end(conn, error)
         _tell_rolled_back(conn, buffer.streams, buffer.bound)
         raise
 
 
+def _failed(context: ExceptionContext) -> None:
+    """Also of a COMMIT that failed or was cancelled, about which no session says a word."""
+    conn = context.connection
+    written = None if conn is None else written_on.get(conn)
+    if conn is None or written is None or written.span is None:
+        return
+    if conn.get_transaction() is written.root():
+        written.span.end(context.original_exception)
+
+
 def _forget_written(conn: Connection) -> None:
     """The transaction was rolled back after our statement ran, if its connection is sound."""
     written = written_on.pop(conn, None)
+    if written is not None and written.span is not None:
+        written.span.end("RolledBack")
     if written is not None and not conn.invalidated:
         streams = tuple(dict.fromkeys(e.stream for e in written.events))
         _tell_rolled_back(conn, streams, written.binding)
@@ -275,6 +323,7 @@ def _end(conn: Connection, reason: BaseException) -> None:
 _ENGINE_LISTENERS: Final = (
     ("commit", _commit),
     ("rollback", _rollback),
+    ("handle_error", _failed),
     ("savepoint", _savepoint),
     ("rollback_savepoint", _rollback_savepoint),
 )

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from commitcast.schema import Tables
+    from commitcast.telemetry import Span
 
 
 _CLUSTER: Final = "commitcast.cluster"
@@ -83,6 +84,8 @@ class Written:
     events: tuple[CommittedEvent, ...]
     binding: Binding | None = None
     """The operation that the transaction decides."""
+    span: Span | None = None
+    """The commit's, where commits are traced."""
 
     def has_ended(self) -> bool:
         """Whether the transaction is over, either way."""
@@ -310,6 +313,7 @@ class Log:
                     data_json=row.data,
                     actor=row.actor,
                     operation=row.operation,
+                    trace_parent=row.trace_parent,
                 )
                 for row in rows
                 if row.offset is not None
@@ -367,4 +371,5 @@ def _committed(e: EncodedEvent, row: _Placed, cluster: str, offset: int) -> Comm
         data_json=e.data_json,
         actor=e.actor,
         operation=e.operation,
+        trace_parent=e.trace_parent,
     )

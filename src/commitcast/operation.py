@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from commitcast.emit import EmitTarget
     from commitcast.log import Log
     from commitcast.operations import Operations
+    from commitcast.telemetry import Span
 
 _MAX_RESULT_BYTES: Final = 64 * 1024
 _CLOSE_LIMIT_S: Final = 5.0
@@ -97,6 +98,7 @@ class Operation:
         self.announcement = announcement
         self.transaction_id: str | None = None
         self._operations = operations
+        self._span: Span | None = None
         self._stream = stream
         self._deadline_s = deadline_s
         self._timeout: asyncio.Timeout | None = None
@@ -126,12 +128,18 @@ class Operation:
             raise OperationEnded(self.id, "an operation is entered once; make another")
         self._operations.check_not_writing()
         self._operations.live.add(self)
+        if self._operations.tracing is not None:
+            self._span = self._operations.tracing.operation(self.name, self.id)
+            self._span.enter()
         try:
             self.attempt = await self._announce()
-        except BaseException:
+        except BaseException as error:
             self._left = True
+            if self._span is not None:
+                self._span.leave()
             if not self._abandoned:
                 self._operations.live.discard(self)
+                self.end_span(error)
             raise
         self._announced_at = moment()
         self._timeout = asyncio.timeout(self._deadline_s)
@@ -181,6 +189,8 @@ class Operation:
         try:
             await self._operations.leave(self, failure)
         finally:
+            if self._span is not None:
+                self._span.leave()
             if ending is not None:
                 ending.add_note(f"operation {self.id}.{self.attempt}: {self.outcome or 'unknown'}")
         tried = self._binding is not None and self._binding.tried
@@ -207,6 +217,14 @@ class Operation:
                 self.id, f"{self!r} took longer than its deadline of {self._deadline_s:g} s"
             )
         return exc
+
+    def end_span(self, error: BaseException | str | None = None) -> None:
+        """What is traced of it has ended; `error` counts unless it committed."""
+        if self._span is not None:
+            if self.attempt:
+                self._span.note("commitcast.operation.attempt", self.attempt)
+                self._span.note("commitcast.operation.outcome", str(self.outcome or "unknown"))
+            self._span.end(None if self.outcome is Outcome.COMMITTED else error)
 
     def lose(self) -> None:
         """End the work: someone else may settle it now."""

@@ -14,6 +14,7 @@ Everything here runs inside a transaction that somebody else begins and ends.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -205,8 +206,12 @@ class Outcomes:
         failure: Failure,
         *,
         transaction_id: str | None = None,
+        trace_parent: str | None = None,
     ) -> Verdict:
-        """Contend for *rolled_back*, and tell it if that wins; who was first is in the answer."""
+        """Contend for *rolled_back*, and tell it if that wins; who was first is in the answer.
+
+        The notification is a part of the trace of `trace_parent`.
+        """
         operations = self.tables.operations
         this = and_(operations.c.id == of, operations.c.attempt == attempt)
         row = conn.execute(select(operations).where(this).with_for_update()).one_or_none()
@@ -230,6 +235,8 @@ class Outcomes:
             time=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         )
         told = notification.encoded(streams, row.actor)
+        if trace_parent is not None:
+            told = [replace(event, trace_parent=trace_parent) for event in told]
         events = self._log.append(conn, told) if told else ()
         conn.execute(update(operations).where(this).values(settled=True))
         return Verdict(Outcome.ROLLED_BACK, None, notification, events)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session, SessionTransaction
 
     from commitcast.log import Binding, Log, Written
+    from commitcast.telemetry import Tracing
 
 STATE: Final = "commitcast"
 """Where ``Session.info`` has the `SessionState` of its latest root transaction."""
@@ -61,6 +62,7 @@ class Attachment:
     log: Log
     observer: WriteObserver
     max_event_bytes: int = DEFAULT_MAX_EVENT_BYTES
+    tracing: Tracing | None = None
 
 
 @dataclass(slots=True)
@@ -92,6 +94,8 @@ class Buffer:
     emits: list[Emit] = field(default_factory=list)
     savepoints: dict[str, int] = field(default_factory=dict)
     bound: Bound | None = None
+    by_session: bool = False
+    """Whether a session is about to commit it, which will say when COMMIT has returned."""
 
     def drop_since(self, order: int) -> None:
         """Drop what was made since a savepoint of the connection."""
@@ -137,6 +141,7 @@ class SessionState:
         "others",
         "root",
         "token",
+        "traced",
         "unbound",
     )
 
@@ -147,6 +152,7 @@ class SessionState:
         self.unbound: list[Emit] = []
         self.captured: list[Emit] = []
         self.committing = False
+        self.traced = False
         self.connection: weakref.ref[Connection] | None = None
         self.others: list[weakref.ref[Connection]] = []
 

@@ -13,6 +13,7 @@ Promises, for all nodes that share a database and a relay name:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import random
@@ -27,16 +28,20 @@ from sqlalchemy.dialects import postgresql, sqlite
 from commitcast.sqlite import READ_ONLY_OPTION
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from commitcast.event import CommittedEvent
     from commitcast.log import Log
+    from commitcast.steps import Steps
+    from commitcast.telemetry import Tracing
 
 _logger = logging.getLogger("commitcast")
 _STREAMS_AT_ONCE: Final = 16
 _UNDELIVERED_AT_ONCE: Final = 1000
+_MAX_TIMED: Final = 10_000
+"""Most events whose COMMIT is remembered until they are delivered; the oldest go untimed."""
 
 
 class _LeaseLost(Exception):
@@ -46,7 +51,7 @@ class _LeaseLost(Exception):
 class Relay:
     """Delivers one log to one callable."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it shares with its coordinator
         self,
         engine: AsyncEngine,
         log: Log,
@@ -56,8 +61,11 @@ class Relay:
         lease_s: float,
         poll_interval_s: float,
         page_events: int,
+        steps: Steps,
+        tracing: Tracing | None = None,
     ) -> None:
         self._engine = engine
+        self._tracing = tracing
         self._reader = engine.execution_options(**{READ_ONLY_OPTION: True})
         self._log = log
         self._tables = log.tables
@@ -70,10 +78,22 @@ class Relay:
         self._owned_until = 0.0
         self._hinted = asyncio.Event()
         self._retry_at: dict[str, tuple[float, float]] = {}
+        self._steps = steps
+        self._committed_at: dict[tuple[str, int], float] = {}
 
     def hint(self, _streams: Collection[str]) -> None:
         """There may be something to deliver."""
         self._hinted.set()
+
+    def committed(self, events: Sequence[CommittedEvent]) -> None:
+        """Keep when COMMIT returned, for what this node is to deliver: the log does not have it."""
+        if not self._steps.health.full or not self._owns():
+            return
+        for event in events:
+            if event.committed_at is not None:
+                self._committed_at[event.epoch, event.offset] = event.committed_at
+        while len(self._committed_at) > _MAX_TIMED:
+            del self._committed_at[next(iter(self._committed_at))]
 
     async def open(self) -> None:
         """Enter the relay in the database: what is committed from now on is its own."""
@@ -267,9 +287,10 @@ class Relay:
 
     async def _hand_over(self, event: CommittedEvent) -> bool:
         try:
-            result = self._deliver(event)
-            if inspect.isawaitable(result):
-                await result
+            with self._traced(event):
+                result = self._deliver(event)
+                if inspect.isawaitable(result):
+                    await result
         except Exception as error:  # noqa: BLE001 - whatever the team's callable raises
             pause_s = min(max(self._retry_at.get(event.stream, (0, 0.05))[1] * 2, 0.1), 30.0)
             self._retry_at[event.stream] = (time.monotonic() + pause_s, pause_s)
@@ -279,7 +300,27 @@ class Relay:
             )  # fmt: skip
             return False
         self._retry_at.pop(event.stream, None)
+        committed_at = self._committed_at.pop((event.epoch, event.offset), None)
+        if committed_at is not None:
+            self._steps.delivered(event, committed_at)
         return True
+
+    @contextlib.contextmanager
+    def _traced(self, event: CommittedEvent) -> Iterator[None]:
+        """So that the spans that ``deliver`` makes are children of the delivery's."""
+        if self._tracing is None:
+            yield
+            return
+        span = self._tracing.deliver(event)
+        span.enter()
+        try:
+            yield
+        except BaseException as error:
+            span.end(error)
+            raise
+        finally:
+            span.leave()
+            span.end()
 
     async def _confirm_even_if_stopped(self, stream_id: int, delivered: int) -> None:
         """So that a node that stops in good order leaves no repetition to the next."""

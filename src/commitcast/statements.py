@@ -357,6 +357,7 @@ def page(tables: Tables, *, postgresql: bool) -> Any:
             events.c.data,
             events.c.actor,
             events.c.operation,
+            events.c.trace_parent,
             _time(events.c.created_at, postgresql=postgresql).label("time"),
         )
         .select_from(

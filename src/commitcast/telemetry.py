@@ -1,4 +1,4 @@
-"""What Commitcast tells operators as it happens: one frozen record, one method to take it.
+"""What Commitcast tells operators as it happens: a record to observe, a span to trace.
 
 Observers run in the event loop that the coordinator runs in, or in the thread that commits;
 they must not block. What an observer raises is logged and changes nothing.
@@ -12,7 +12,10 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
+
+    from commitcast.coordinator import Coordinator
+    from commitcast.event import CommittedEvent, EncodedEvent
 
 _logger = logging.getLogger("commitcast")
 
@@ -65,3 +68,44 @@ def notify(observers: Iterable[Observer], event: CoordinationEvent) -> None:
             observer(event)
         except Exception:
             _logger.exception("commitcast: an observer raised on %s", event.type)
+
+
+class Span(Protocol):
+    """One piece of work in a trace. Its methods never raise."""
+
+    def parent_for(self, trace_parent: str | None) -> str | None:
+        """What to store with an event that was emitted under `trace_parent`.
+
+        This span's own W3C ``traceparent``, unless the event belongs to another trace.
+        """
+
+    def enter(self) -> None:
+        """Make it the current one of this task or thread."""
+
+    def leave(self) -> None:
+        """Undo `enter`."""
+
+    def note(self, name: str, value: str | int) -> None:
+        """Add an attribute."""
+
+    def end(self, error: BaseException | str | None = None) -> None:
+        """Over; of an exception only its class is kept. Later calls change nothing."""
+
+
+class Tracing(Protocol):
+    """Makes spans (`commitcast.tracing.OpenTelemetry`). Its methods neither raise nor block."""
+
+    def current(self) -> str | None:
+        """The W3C ``traceparent`` of the span that the caller is in, if it is in one."""
+
+    def commit(self, events: Sequence[EncodedEvent]) -> Span:
+        """The write of `events`, and its COMMIT, begins."""
+
+    def deliver(self, event: CommittedEvent) -> Span:
+        """An event is handed to who is to have it."""
+
+    def operation(self, name: str, id: str) -> Span:  # noqa: A002 - the word of DESIGN §3
+        """An operation is entered."""
+
+    def watch(self, coordinator: Coordinator) -> None:
+        """`coordinator` is made: its readings may be asked for from now on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -60,6 +61,12 @@ class Person:
         """So many pills of that outcome in the strip."""
         pills = self.page.locator(f"#operations li[data-outcome={outcome}]:has-text('{name}')")
         await expect(pills).to_have_count(count, timeout=PATIENCE_MS)
+
+    async def sees_in_step(self, *pairs: str) -> None:
+        """The score strip has those pairs of layers."""
+        for pair in pairs:
+            shown = self.page.locator(f"#health li[data-pair={pair}] b")
+            await expect(shown).to_have_text(re.compile(r"\d+"), timeout=PATIENCE_MS)
 
     async def sees_connection(self, *words: str) -> None:
         state = "|".join(words)

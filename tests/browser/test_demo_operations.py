@@ -82,6 +82,7 @@ async def test_steps_of_an_answer_that_was_not_saved_are_taken_back_from_everybo
         assert "taken back" in await person.page.locator(".run .what").inner_text()
     await ada.sees_operations("rolled_back", 1, "answer")
     await ada.sees_operations("committed", 1, "message")
+    await ada.sees_in_step("transaction_boundary", "database_socket", "rollback_notification")
     assert await grace.page.locator("#operations li").count() == 0  # they are Ada's own
     await ada.page.reload()
     await ada.sees_run("failed")

@@ -7,6 +7,10 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from commitcast import ConnectionRequest
+from commitcast.demo.auth import Gate
+from commitcast.demo.database import Database
+
 pytestmark = pytest.mark.anyio
 
 
@@ -70,6 +74,25 @@ async def test_a_stranger_neither_reads_nor_writes(demo: Any) -> None:
     nobody = await demo.anyone().http.get("/realtime/sse", params={"stream": f"thread:{thread}"})
     assert nobody.status_code == 401
     assert (await eve.http.get("/api/threads")).json() == []
+
+
+async def test_health_and_metrics_are_for_who_is_signed_in_or_on_this_machine(demo: Any) -> None:
+    ada, nobody = await demo.person("Ada"), demo.anyone()
+    thread = await ada.make_thread("Space")
+    async with ada.stream(f"thread:{thread}") as stream:
+        await ada.post(thread, "hi")
+        await stream.until("message.created")
+    report = (await nobody.http.get("/realtime/health")).json()
+    assert report["by_pair"]["transaction_boundary"]["score"] == 100
+    assert report["by_pair"]["database_socket"]["steps"] >= 1
+    text = (await nobody.http.get("/realtime/metrics")).text
+    assert "commitcast_coordination_steps_total" in text
+    assert ada.user_id not in text + str(report)
+    gate = Gate(Database(demo.url))
+    headers = [(b"authorization", ada.http.headers["authorization"].encode())]
+    elsewhere = {"client": ("203.0.113.7", 4711), "headers": []}
+    assert not await gate.is_operator(ConnectionRequest(elsewhere))
+    assert await gate.is_operator(ConnectionRequest({**elsewhere, "headers": headers}))
 
 
 async def test_two_people_in_one_browser_keep_their_own_streams(demo: Any) -> None:

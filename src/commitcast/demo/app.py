@@ -70,7 +70,9 @@ def create_app(
     posting = Posting(coordinator, answers, faults)
     api = Api(database, gate, posting, OwnOperations(coordinator, database), faults)
     realtime = coordinator.asgi(
-        authenticate=connections.noting(gate.authenticate), authorize=gate.may_read
+        authenticate=connections.noting(gate.authenticate),
+        authorize=gate.may_read,
+        operators=gate.is_operator,
     )
 
     @asynccontextmanager

@@ -32,6 +32,7 @@ BEARER, STREAM = "bearer", "stream"
 _LIFETIMES = {BEARER: timedelta(days=30), STREAM: timedelta(minutes=15)}
 _COOKIE = "commitcast_demo"
 _COOKIE_PATH = "/realtime"
+_THIS_MACHINE = frozenset({"127.0.0.1", "::1"})
 
 
 def _digest(token: str) -> str:
@@ -123,6 +124,12 @@ class Gate:
         names = request.query.get("user", [])
         cookie = request.cookies.get(f"{_COOKIE}_{names[0]}" if names else _COOKIE)
         return await self._holder(cookie, (STREAM,)) if cookie else None
+
+    async def is_operator(self, request: ConnectionRequest) -> bool:
+        """Who may see the demo's health and metrics: whoever is signed in, or on this machine."""
+        client = request.scope.get("client")
+        on_this_machine = client is not None and client[0] in _THIS_MACHINE
+        return on_this_machine or await self.authenticate(request) is not None
 
     async def may_read(self, user: str, stream: str) -> bool:
         """Members read their threads, everyone their own stream, nobody anything else."""

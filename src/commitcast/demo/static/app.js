@@ -2,6 +2,7 @@
 // every event by the id of what it speaks of, so that seeing one twice changes nothing.
 
 import { Breaking } from "./breaking.js";
+import { Health } from "./health.js";
 import { LiveStream } from "./live.js";
 import { Outbox } from "./outbox.js";
 import { Strip } from "./strip.js";
@@ -36,6 +37,7 @@ const refresh = () => call("POST", "/api/session");
 
 // --- what this user does, and what becomes of it
 
+const health = new Health(() => call("GET", "/realtime/health"));
 const strip = new Strip(() => call("GET", "/api/operations"));
 const breaking = new Breaking((method, body) => call(method, "/api/break", body));
 const outbox = new Outbox({
@@ -89,6 +91,7 @@ async function enter() {
   $("sign-in").hidden = true;
   $("chat").hidden = false;
   $("me").textContent = state.me.name;
+  health.start();
   mine = new LiveStream(`user:${state.me.user_id}`, state.me.user_id, {
     refresh,
     reload: async () => {

@@ -88,11 +88,13 @@ async def test_health_and_metrics_are_for_who_is_signed_in_or_on_this_machine(de
     text = (await nobody.http.get("/realtime/metrics")).text
     assert "commitcast_coordination_steps_total" in text
     assert ada.user_id not in text + str(report)
-    gate = Gate(Database(demo.url))
+    database = Database(demo.url)
+    gate = Gate(database)
     headers = [(b"authorization", ada.http.headers["authorization"].encode())]
     elsewhere = {"client": ("203.0.113.7", 4711), "headers": []}
     assert not await gate.is_operator(ConnectionRequest(elsewhere))
     assert await gate.is_operator(ConnectionRequest({**elsewhere, "headers": headers}))
+    await database.engine.dispose()
 
 
 async def test_two_people_in_one_browser_keep_their_own_streams(demo: Any) -> None:

@@ -32,7 +32,7 @@ export class Health {
   draw(report) {
     $("health").hidden = false;
     score($("score"), report.overall);
-    $("score").title = `The last ${report.time_window_minutes} minutes, 0 to 100`;
+    $("score").title = `The last ${report.window_minutes} minutes, 0 to 100`;
     const pairs = Object.entries(report.by_pair).filter(([, pair]) => pair.score !== null);
     $("pairs").replaceChildren(...pairs.map(([name, pair]) => {
       const item = element("li", {}, element("span", { textContent: NAMES[name] ?? name }),

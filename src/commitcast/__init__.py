@@ -3,6 +3,7 @@
 from commitcast.attempt import Attempt, Outcome
 from commitcast.auth import ConnectionRequest
 from commitcast.coordinator import Coordinator
+from commitcast.dispatch import Dispatcher
 from commitcast.emit import emit
 from commitcast.errors import (
     AlreadyCommitted,
@@ -19,6 +20,7 @@ from commitcast.errors import (
     SubscriptionClosed,
 )
 from commitcast.event import CommittedEvent, Event, Position
+from commitcast.flags import Mode, Modes, OpenFeatureModes, Rollout
 from commitcast.notification import Layer, RecoveryAction, RollbackNotification
 from commitcast.operation import Operation
 from commitcast.settings import Retention, Settings
@@ -36,11 +38,15 @@ __all__ = [
     "CoordinationEvent",
     "CoordinationEventType",
     "Coordinator",
+    "Dispatcher",
     "Event",
     "IdempotencyConflict",
     "InProgress",
     "LateAnnouncement",
     "Layer",
+    "Mode",
+    "Modes",
+    "OpenFeatureModes",
     "Operation",
     "OperationEnded",
     "OperationError",
@@ -54,6 +60,7 @@ __all__ = [
     "Reset",
     "Retention",
     "RollbackNotification",
+    "Rollout",
     "Settings",
     "Subscription",
     "SubscriptionClosed",

@@ -16,6 +16,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
 
 from commitcast.delivery import Delivery
+from commitcast.dispatch import Dispatcher
 from commitcast.drain import close_gently, on_signals
 from commitcast.errors import LogError, NotRunning, OperationError, SchemaMissing
 from commitcast.event import CommittedEvent, Position, check_stream
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from commitcast.asgi import RealtimeApp
     from commitcast.attempt import Attempt
     from commitcast.auth import Authenticate, Authorize
+    from commitcast.flags import Modes
     from commitcast.log import Written
 _logger = logging.getLogger("commitcast")
 
@@ -333,6 +335,18 @@ class Coordinator:
             )
         operation = self.operation(operation_name, user=user, **options)
         return await execute(operation, db_operation, events)
+
+    def dispatcher(self, send: Callable[[str, Any], Any], *, modes: Modes) -> Dispatcher:
+        """A function that sends an event the app's own way or by `emit`, as the user's mode says.
+
+        Make it once, at start: ``await dispatch(session, stream, event, user=user)``, see
+        `Dispatcher`.
+
+        Args:
+            send: the app's own sending, sync or async; takes the stream and the event.
+            modes: a `Rollout`, an `OpenFeatureModes`, or your own `Modes`.
+        """
+        return Dispatcher(send, modes)
 
     async def find_operation(self, operation_id: str, *, user: str | None = None) -> Attempt | None:
         """The newest attempt at an operation of `user`; None if there is none that is theirs (G7).

@@ -93,7 +93,7 @@ def emit(
         "operation": check_label("operation", operation),
         "trace_parent": check_label("trace_parent", trace_parent, longest=55),
     }
-    place = _sync(target)
+    place = place_of(target)
     if isinstance(place, Session):
         _emit_in_session(place, stream, event, labels)
     else:
@@ -110,7 +110,7 @@ def bind(target: EmitTarget, binding: Binding, *, after: int = 0) -> None:
         LateAnnouncement: the transaction began before `after`, a value of `moment`.
         OperationError: another operation is tied to it.
     """
-    place = _sync(target)
+    place = place_of(target)
     if isinstance(place, Connection):
         attachment_of(place)
         if not place.in_transaction():
@@ -142,12 +142,13 @@ def bind(target: EmitTarget, binding: Binding, *, after: int = 0) -> None:
 
 def unbind(target: EmitTarget, binding: Binding) -> None:
     """Untie an operation from a session; one in a transaction that is open is not committed by it."""
-    place = _sync(target)
+    place = place_of(target)
     if isinstance(place, Session) and place.info.get(BINDING) is binding:
         del place.info[BINDING]
 
 
-def _sync(target: object) -> Session | Connection:
+def place_of(target: object) -> Session | Connection:
+    """The session or connection that `target` is or stands for; raises TypeError for others."""
     for attribute in ("sync_session", "sync_connection"):
         inner = getattr(target, attribute, None)
         if inner is not None:
@@ -157,7 +158,7 @@ def _sync(target: object) -> Session | Connection:
         return target
     registry = getattr(target, "registry", None)
     if callable(registry):
-        return _sync(registry())
+        return place_of(registry())
     raise TypeError(
         f"emit takes a SQLAlchemy session or connection, not {type(target).__name__}; inside a "
         "framework, give the session of the request"

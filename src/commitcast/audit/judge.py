@@ -55,7 +55,7 @@ class Judge:
         self.sessions = Sessions(self, joined_commits=joined_commits)
         self.rollbacks = Rollbacks(self.clock, self._told, self._untold)
         self.states = States(self._apart)
-        self._options = options
+        self.options = options
         self._findings = Findings()
         self._sends = self._transactions = self._rolled_back = 0
         self._complained: set[str] = set()
@@ -67,7 +67,7 @@ class Judge:
 
         `chain` are lines of the app that wait for the send and are not on the stack.
         """
-        options = self._options
+        options = self.options
         if options.ignores(message.value):
             return None
         unit = current_unit.get()
@@ -121,7 +121,7 @@ class Judge:
     def caller(self) -> tuple[Chain, tuple[Work, ...]]:
         """Where a send is called, and the works open there; no lines if nothing may come of it."""
         works = self.transactions.current()
-        wanted = works or self._options.isolates or self.states or self.sessions.any_unflushed()
+        wanted = works or self.options.isolates or self.states or self.sessions.any_unflushed()
         return (callsite.lines() if wanted else ()), works
 
     # --- being told of works --------------------------------------------------------------
@@ -234,7 +234,7 @@ class Judge:
 
     def _await_notice(self, began: float, held: list[Held], chain: Chain) -> None:
         unit = current_unit.get()
-        if not self._options.judges(unit):
+        if not self.options.judges(unit):
             return
         shown: list[Channel] = []
         noticed: list[Channel] = []
@@ -261,7 +261,7 @@ class Judge:
         self._step("rollback", LayerPair.ROLLBACK_NOTIFICATION, None, detail)
 
     def _isolation(self, message: Message, send: Send, lines: _Lines) -> None:
-        allowed = self._options.may_see_it(send.channel, message.value)
+        allowed = self.options.may_see_it(send.channel, message.value)
         if allowed is None:
             return
         detail = ""

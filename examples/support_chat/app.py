@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 
 from commitcast import CommittedEvent, Coordinator, sqlite
 from commitcast.flags import Mode, Rollout
+from commitcast.health import CoordinationHealthMonitor
 from fastapi import Depends, FastAPI, Header, HTTPException, Request, WebSocket
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
@@ -56,10 +57,15 @@ async def who(x_user: Annotated[str, Header()]) -> str:
 User = Annotated[str, Depends(who)]
 
 
-def create_app(engine: AsyncEngine | None = None, *, rollout: Rollout | None = None) -> FastAPI:
+def create_app(
+    engine: AsyncEngine | None = None,
+    *,
+    rollout: Rollout | None = None,
+    health: CoordinationHealthMonitor | None = None,
+) -> FastAPI:
     """The app, on `engine` or on the database that the environment names.
 
-    Commitcast's tables must be there: ``commitcast migrate``.
+    Commitcast's tables must be there: ``commitcast migrate``. `health` is the coordinator's.
     """
     engine = engine if engine is not None else engine_from_environment()
     if rollout is None:
@@ -70,7 +76,7 @@ def create_app(engine: AsyncEngine | None = None, *, rollout: Rollout | None = N
         user = event.stream.removeprefix("user:")
         await hub.send(user, {"type": event.type, **event.data})
 
-    coordinator = Coordinator(engine, deliver=deliver)
+    coordinator = Coordinator(engine, deliver=deliver, health=health)
     desk = Desk(async_sessionmaker(engine, expire_on_commit=False), hub)
     coordinated = CoordinatedDesk(coordinator)
 

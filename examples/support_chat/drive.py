@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Self
 
@@ -60,8 +61,13 @@ class Person:
         return answer.json() if answer.content else None
 
 
-async def traffic(base_url: str) -> dict[str, list[dict[str, Any]]]:
-    """Do all that the chat can do, right and wrong; returns what each user was sent."""
+async def traffic(
+    base_url: str, *, failures_are_told: bool = False
+) -> dict[str, list[dict[str, Any]]]:
+    """Do all that the chat can do, right and wrong; returns what each user was sent.
+
+    With `failures_are_told` it waits for what the agent's failure is to send, too.
+    """
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(
             httpx.AsyncClient(base_url=base_url, timeout=PATIENCE_S)
@@ -76,6 +82,11 @@ async def traffic(base_url: str) -> dict[str, list[dict[str, Any]]]:
         try:
             tickets = await asyncio.gather(*(customer(person, sam) for person in (ann, bob)))
             await strangers(ann, bob, tickets)
+            for person in (ann, bob) if failures_are_told else ():
+                await person.until("run.status", status="failed")
+                await person.until("transaction_rolled_back", failed_operation="answer")
+                await person.until("transaction_rolled_back", failed_operation="post")
+                await person.until("transaction_rolled_back", failed_operation="rate")
         finally:
             await stack.aclose()
             await asyncio.gather(*listening)
@@ -89,11 +100,13 @@ async def customer(me: Person, staff: Person) -> int:
     await me.say(type="typing")
     await staff.until("typing", user=me.name)
 
-    other = (await me.ask("POST", "/tickets", 201, subject="invoice"))["ticket"]
-    ticket: int = (await me.ask("POST", "/tickets", 201, subject="printer"))["ticket"]
-    await me.ask("POST", "/tickets", 409, subject="printer")
-    await me.ask("PUT", f"/tickets/{other}/subject", 409, subject="printer")
-    await me.ask("PUT", f"/tickets/{other}/subject", 204, subject="the invoice")
+    word = secrets.token_hex(4)  # another round on the same database has other subjects
+    invoice, printer = f"invoice {word}", f"printer {word}"
+    other = (await me.ask("POST", "/tickets", 201, subject=invoice))["ticket"]
+    ticket: int = (await me.ask("POST", "/tickets", 201, subject=printer))["ticket"]
+    await me.ask("POST", "/tickets", 409, subject=printer)
+    await me.ask("PUT", f"/tickets/{other}/subject", 409, subject=printer)
+    await me.ask("PUT", f"/tickets/{other}/subject", 204, subject=f"the {invoice}")
     await me.until("ticket.renamed", ticket=other)
 
     path = f"/tickets/{ticket}"

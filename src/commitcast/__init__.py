@@ -21,6 +21,14 @@ from commitcast.errors import (
 )
 from commitcast.event import CommittedEvent, Event, Position
 from commitcast.flags import Mode, Modes, OpenFeatureModes, Rollout
+from commitcast.health import (
+    CoordinationHealthMonitor,
+    HealthAlert,
+    HealthLevel,
+    HealthScore,
+    LayerPair,
+)
+from commitcast.invariants import Invariants
 from commitcast.notification import Layer, RecoveryAction, RollbackNotification
 from commitcast.operation import Operation
 from commitcast.settings import Retention, Settings
@@ -37,13 +45,19 @@ __all__ = [
     "ConnectionRequest",
     "CoordinationEvent",
     "CoordinationEventType",
+    "CoordinationHealthMonitor",
     "Coordinator",
     "Dispatcher",
     "Event",
+    "HealthAlert",
+    "HealthLevel",
+    "HealthScore",
     "IdempotencyConflict",
     "InProgress",
+    "Invariants",
     "LateAnnouncement",
     "Layer",
+    "LayerPair",
     "Mode",
     "Modes",
     "OpenFeatureModes",

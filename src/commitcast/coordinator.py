@@ -20,7 +20,10 @@ from commitcast.dispatch import Dispatcher
 from commitcast.drain import close_gently, on_signals
 from commitcast.errors import LogError, NotRunning, OperationError, SchemaMissing
 from commitcast.event import CommittedEvent, Position, check_stream
+from commitcast.health import CoordinationHealthMonitor, HealthLevel
+from commitcast.health_report import report
 from commitcast.hooks import attach, detach
+from commitcast.invariants import Invariants, Prover, watch
 from commitcast.log import Log
 from commitcast.notifier import InProcessNotifier, Notifier
 from commitcast.operation import Operation, execute
@@ -32,6 +35,7 @@ from commitcast.retention import Trimmer, erase_actor, erase_operations, erase_s
 from commitcast.schema import Naming, Tables
 from commitcast.settings import Settings
 from commitcast.sqlite import READ_ONLY_OPTION
+from commitcast.steps import Steps
 from commitcast.subscription import Reset, Subscription
 from commitcast.telemetry import CoordinationEvent, CoordinationEventType, Observer, notify
 from commitcast.writer import is_in_memory
@@ -62,6 +66,7 @@ class Coordinator:
         *,
         deliver: Callable[[CommittedEvent], Any] | None = None,
         relay_name: str = "default",
+        health: CoordinationHealthMonitor | HealthLevel | str | None = None,
         reader: AsyncEngine | None = None,
         notifier: Notifier | None = None,
         sessions: Callable[[], AsyncSession] | None = None,
@@ -79,6 +84,8 @@ class Coordinator:
             deliver: a function, sync or async, that takes each `CommittedEvent` after its
                 commit, in stream order, at least once (see `commitcast.relay`).
             relay_name: coordinators of one name share the work of `deliver`.
+            health: how the layers move together is recorded in it (`commitcast.health`); a
+                monitor, or only its level: ``full`` (the default), ``basic`` or ``off``.
             reader: the engine that delivery reads with; default is `engine`. Needed where
                 `engine` is sync, or its pool is too small to share.
             notifier: carries hints to other nodes; without one they find events by polling.
@@ -95,7 +102,8 @@ class Coordinator:
             options: fields of `Settings`, such as ``poll_interval_s=0.5``.
 
         Raises:
-            ValueError: the engine has a coordinator, or an option is out of range.
+            ValueError: the engine has a coordinator, an option is out of range, or there is no
+                such level.
             EmitRefused: the database is neither PostgreSQL nor SQLite.
         """
         if settings is not None and options:
@@ -105,6 +113,14 @@ class Coordinator:
         except TypeError as error:
             known = ", ".join(Settings.__dataclass_fields__)
             raise ValueError(f"{error}; the options are {known}") from error
+        self.health = (
+            health
+            if isinstance(health, CoordinationHealthMonitor)
+            else CoordinationHealthMonitor(level=HealthLevel.FULL if health is None else health)
+        )
+        self._steps = Steps(self.health)
+        self._prover: Prover | None = None
+        self._proven: Invariants | None = None
         self._engine = engine if isinstance(engine, Engine) else engine.sync_engine
         read_with = reader if reader is not None else engine
         self._reader = (
@@ -160,7 +176,7 @@ class Coordinator:
         if self._delivery is not None:
             raise NotRunning("the coordinator is running already")
         async with contextlib.AsyncExitStack() as stack:
-            delivery = Delivery(self._reader, self.log, self.settings, self._notifier)
+            delivery = Delivery(self._reader, self.log, self.settings, self._notifier, self._steps)
             with self._schema_there():
                 await delivery.poll()
             await delivery.open()
@@ -168,7 +184,12 @@ class Coordinator:
             operations = await self._open_operations(delivery)
             if operations is not None:
                 stack.push_async_callback(operations.close)
+            prover = self._make_prover(delivery, with_operations=operations is not None)
             loops = [delivery.run(), *(operations.loops() if operations is not None else ())]
+            if self.health.level is not HealthLevel.OFF:
+                loops.append(watch(self.health, self.settings.health_check_every_s))
+                if self.settings.invariants_every_s > 0:
+                    loops.append(prover.run(self.settings.invariants_every_s))
             if self.settings.retention.every_s > 0:
                 loops.append(self._trimmer().run())
             if self._deliver is not None:
@@ -180,9 +201,11 @@ class Coordinator:
                     lease_s=self.settings.relay_lease_s,
                     poll_interval_s=self.settings.poll_interval_s,
                     page_events=self.settings.page_events,
+                    steps=self._steps,
                 )
                 await relay.open()
                 delivery.on_events = relay.hint
+                delivery.on_committed = relay.committed
                 loops.append(relay.run())
             await stack.enter_async_context(_running(loops))
             if self._drain_on_signals:
@@ -190,6 +213,7 @@ class Coordinator:
             self._draining = False
             self._delivery = delivery
             self._operations = operations
+            self._prover = prover
             self._stack = stack.pop_all()
         return self
 
@@ -206,8 +230,19 @@ class Coordinator:
             if self._drain is not None:
                 self._drain.cancel()
                 self._drain = None
-            self._delivery = self._operations = None
+            self._delivery = self._operations = self._prover = None
             await stack.aclose()
+
+    def _make_prover(self, delivery: Delivery, *, with_operations: bool) -> Prover:
+        def keep(proven: Invariants) -> None:
+            self._proven = proven
+
+        if self._reader is None:  # pragma: no cover - looked at on entering
+            raise NotRunning("delivery needs an async engine")
+        return Prover(
+            self._reader, delivery, self.health, self.settings, keep=keep, with_operations=with_operations,
+            relay=None if self._deliver is None else self._relay_name,
+        )  # fmt: skip
 
     async def _open_operations(self, delivery: Delivery) -> Operations | None:
         engine = self._writer
@@ -220,7 +255,7 @@ class Coordinator:
             make = async_sessionmaker(engine, expire_on_commit=False)
         operations = Operations(
             engine, self.tables, self.settings, session=make, deliver=delivery.publish,
-            hint=delivery.changed, observers=self._observers,
+            hint=delivery.changed, observers=self._observers, steps=self._steps,
         )  # fmt: skip
         with self._schema_there():
             await operations.open()
@@ -423,6 +458,7 @@ class Coordinator:
             self._delivery,
             check_stream(stream),
             after,
+            steps=self._steps,
             on_reset=on_reset,
             authorize=authorize,
             chunk_bytes=self.settings.chunk_bytes,
@@ -466,6 +502,45 @@ class Coordinator:
             "accepting": self.accepting,
             "database": age_s is not None and age_s < fresh_s,
         }
+
+    @property
+    def invariants(self) -> Invariants | None:
+        """What the database last said about what must hold; None before it was first asked."""
+        return self._proven
+
+    async def check_invariants(self) -> Invariants:
+        """Ask the database now; what ``invariants_every_s`` does by itself. Sends alerts as well.
+
+        Raises `NotRunning` where the coordinator is not entered; a database that cannot be asked
+        is named in the answer.
+        """
+        if self._prover is None:
+            raise NotRunning("check_invariants needs a coordinator that is running")
+        return await self._prover.look()
+
+    def counts(self) -> dict[str, int]:
+        """What there is now, and what only grows since the coordinator was made, on this node.
+
+        Now: ``subscriptions``, ``operations_open``. Growing: ``events_committed`` (whose COMMIT was
+        seen to return), ``events_handed_over`` (from memory, to this node's readers),
+        ``frames_written`` (each client counted), ``rollbacks`` (of plain transactions).
+        """
+        delivery, operations, steps = self._delivery, self._operations, self._steps
+        return {
+            "subscriptions": 0 if delivery is None else len(delivery.subscriptions()),
+            "operations_open": 0 if operations is None else len(operations.live),
+            "events_committed": steps.events_committed,
+            "events_handed_over": steps.events_handed_over,
+            "frames_written": steps.frames_written,
+            "rollbacks": self._rollbacks,
+        }
+
+    def health_report(self) -> dict[str, Any]:
+        """All that operators may see of this node's health, as JSON may hold it.
+
+        No user's id and no stream's name is in it.
+        """
+        return report(self.health, self._proven, self.readiness(), self.counts())
 
     def begin_drain(self) -> None:
         """Take no more clients and close those there are, spread over ``drain_s`` seconds.
@@ -545,6 +620,7 @@ class Coordinator:
 
     def committed(self, written: Written) -> None:
         """Called by the commit hook; not for applications."""
+        self._steps.committed(written.events)
         delivery = self._delivery
         if delivery is not None:
             delivery.committed(written)

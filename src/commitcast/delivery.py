@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from commitcast.log import Head, Log, Page, Written
     from commitcast.notifier import Notifier
     from commitcast.settings import Settings
+    from commitcast.steps import Steps
     from commitcast.subscription import Subscription
 
     _States = dict[str, tuple[Feed, tuple[str | None, int]]]
@@ -50,9 +51,15 @@ class Delivery:
     """The feeds of one node and the loop that keeps them fresh."""
 
     def __init__(
-        self, engine: AsyncEngine, log: Log, settings: Settings, notifier: Notifier
+        self,
+        engine: AsyncEngine,
+        log: Log,
+        settings: Settings,
+        notifier: Notifier,
+        steps: Steps,
     ) -> None:
         self.log = log
+        self._steps = steps
         self._engine = engine
         self._settings = settings
         self._notifier = notifier
@@ -73,6 +80,8 @@ class Delivery:
         self._open = False
         self.on_events: Callable[[Collection[str]], None] | None = None
         """Told the names of streams that have, or may have, new events."""
+        self.on_committed: Callable[[Sequence[CommittedEvent]], None] | None = None
+        """Given the events of this node's commits, with the times of their COMMIT."""
 
     # --- the loop -------------------------------------------------------------------------
 
@@ -132,6 +141,10 @@ class Delivery:
     def subscriptions(self) -> list[Subscription]:
         """All that read on this node."""
         return [reader for feed in self._feeds.values() for reader in feed.readers]
+
+    def places(self) -> dict[str, tuple[str | None, int]]:
+        """Epoch and last offset that this node has seen of each stream that is read here."""
+        return {name: feed.state for name, feed in self._feeds.items()}
 
     def register(self, subscription: Subscription) -> Feed:
         """Enter a reader, before its first read."""
@@ -253,6 +266,9 @@ class Delivery:
 
     def publish(self, events: Sequence[CommittedEvent]) -> None:
         """Hand committed events over, from memory, and hint other nodes; in the event loop."""
+        self._steps.handed_over(events)
+        if self.on_committed is not None:
+            self.on_committed(events)
         first = events[0].stream
         if len(events) == 1 or all(e.stream == first for e in events):
             self._take(first, events)

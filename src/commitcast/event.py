@@ -102,6 +102,7 @@ class CommittedEvent:
     __slots__ = (
         "_frame",
         "actor",
+        "committed_at",
         "data_json",
         "encodings",
         "epoch",
@@ -137,6 +138,9 @@ class CommittedEvent:
         self.operation = operation
         self.encodings: dict[str, bytes] = {}
         """What protocols made of the frame, so that each makes it once for all its readers."""
+        self.committed_at: float | None = None
+        """When its COMMIT was seen to return, in seconds of the health monitor's clock; None for
+        what was read from the log, and where steps are not timed."""
         self._frame: str | None = None
 
     @property

@@ -52,6 +52,8 @@ _LONGEST_DETAIL: Final = 300
 class LayerPair(StrEnum):
     """Two layers that have to move together."""
 
+    __hash__ = str.__hash__  # Enum's own is a Python function, called three times for each step
+
     DATABASE_SOCKET = "database_socket"
     """COMMIT returned → frame written (or acknowledged, where a protocol has that)."""
     AGENT_STATE = "agent_state"
@@ -199,7 +201,7 @@ class CoordinationHealthMonitor:
         Raises ValueError for a value out of its range.
         """
         try:
-            self.level = HealthLevel(level)
+            chosen = HealthLevel(level)
             given = {LayerPair(k): float(v) for k, v in (thresholds_ms or {}).items()}
         except (TypeError, ValueError) as error:
             raise ValueError(
@@ -212,24 +214,22 @@ class CoordinationHealthMonitor:
             raise ValueError(f"window_minutes must be 1 to 1440, not {window_minutes}")
         if not 0 <= alert_below <= recovered_above <= 100:  # noqa: PLR2004 - a score's range
             raise ValueError("alert_below and recovered_above must be 0 to 100, in that order")
+        self.level: Final = chosen
+        self.full: Final = chosen is HealthLevel.FULL
+        """Whether every step is to be timed."""
+        self.clock: Final = clock
         self.thresholds_ms: Mapping[LayerPair, float] = MappingProxyType(
             {**DEFAULT_THRESHOLDS_MS, **given}
         )
         self.window_minutes = window_minutes
         self.alert_below = alert_below
         self.recovered_above = recovered_above
-        self._clock = clock
         self._lock = threading.Lock()
         self._slots: list[_Slot] = [_Slot() for _ in range(window_minutes)]
         self._totals = {pair: Total() for pair in LayerPair}
         self._recent: deque[Breach] = deque(maxlen=_RECENT)
         self._alerted: set[LayerPair | None] = set()
         self._callbacks: list[Callable[[HealthAlert], object]] = []
-
-    @property
-    def full(self) -> bool:
-        """Whether every step is to be timed."""
-        return self.level is HealthLevel.FULL
 
     # --- recording ------------------------------------------------------------------------
 
@@ -252,21 +252,25 @@ class CoordinationHealthMonitor:
             detail: what an operator is to see of a breach, such as a call site; never a user's
                 data.
 
-        Raises ValueError for a pair that there is not, and for a gap that is no number.
+        Raises ValueError for a pair that there is not, and for a gap that is not finite.
         """
         if self.level is HealthLevel.OFF:
             return
         pair = layers if isinstance(layers, LayerPair) else LayerPair(layers)
         late = broken = 0
-        if gap_ms is None or gap_ms < 0:
+        if gap_ms is None:
+            broken = 1
+        elif not isfinite(gap_ms):
+            raise ValueError(
+                f"gap_ms must be a finite number of ms, not {gap_ms}; None is for what never came"
+            )
+        elif gap_ms < 0:
             broken = 1
         elif gap_ms > self.thresholds_ms[pair]:
             broken = int(pair in STRICT)
             late = 1 - broken
-        elif gap_ms != gap_ms:  # noqa: PLR0124 - only NaN is not itself
-            raise ValueError("gap_ms is not a number")
-        now = self._clock()
         with self._lock:
+            now = self.clock()  # in here, so that no slot is begun by a later minute meanwhile
             self._count(int(now // 60), event_type, pair, late, broken, gap_ms)
             if late or broken:
                 self._recent.append(
@@ -310,7 +314,7 @@ class CoordinationHealthMonitor:
         if time_window_minutes < 1:
             raise ValueError(f"time_window_minutes must be 1 or more, not {time_window_minutes}")
         window = min(time_window_minutes, self.window_minutes)
-        oldest = int(self._clock() // 60) - window + 1
+        oldest = int(self.clock() // 60) - window + 1
         by_pair: dict[LayerPair, Counts] = {}
         by_type: dict[str, dict[LayerPair, Counts]] = {}
         with self._lock:

@@ -104,8 +104,7 @@ class RollbackNotification:
     @property
     def event_id(self) -> str:
         """The same for each stream, made from operation and attempt."""
-        text = f"rolled_back|{self.operation_id}|{self.attempt}".encode()
-        return hashlib.blake2b(text, digest_size=16).hexdigest()
+        return notice_id(self.operation_id, self.attempt)
 
     def public(self) -> dict[str, Any]:
         """The data of the event that users receive."""
@@ -135,6 +134,12 @@ class RollbackNotification:
             )
             for stream in dict.fromkeys(streams)
         ]
+
+
+def notice_id(operation_id: str, attempt: int) -> str:
+    """The event id of the notification of one attempt."""
+    text = f"rolled_back|{operation_id}|{attempt}".encode()
+    return hashlib.blake2b(text, digest_size=16).hexdigest()
 
 
 def _text(value: object, name: str) -> str | None:

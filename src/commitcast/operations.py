@@ -22,7 +22,7 @@ from commitcast.errors import InvalidEvent, LateAnnouncement, OperationError
 from commitcast.event import check_label, check_stream
 from commitcast.log import Log
 from commitcast.node import Node, Nodes
-from commitcast.notification import ABANDONED, Failure
+from commitcast.notification import ABANDONED, NOTIFICATION_TYPE, Failure
 from commitcast.operation import Operation
 from commitcast.outcome import Outcomes
 from commitcast.reaper import Reaper
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from commitcast.event import CommittedEvent
     from commitcast.schema import Tables
     from commitcast.settings import Settings
+    from commitcast.steps import Steps
     from commitcast.telemetry import Observer
 
 _logger = logging.getLogger("commitcast")
@@ -75,6 +76,7 @@ class Operations:
         deliver: Callable[[Sequence[CommittedEvent]], None],
         hint: Callable[[Sequence[str]], None],
         observers: Sequence[Observer],
+        steps: Steps,
     ) -> None:
         self.settings = settings
         self.session = session
@@ -84,6 +86,7 @@ class Operations:
         self._deliver = deliver
         self._hint = hint
         self._observers = observers
+        self._steps = steps
         self._writer = Writer(engine)
         log = Log(tables, self._writer.engine.dialect)
         self.outcomes = Outcomes(log)
@@ -98,6 +101,7 @@ class Operations:
         )
         self._tasks: set[asyncio.Task[Any]] = set()
         self._settling: dict[tuple[str, int], asyncio.Task[Verdict]] = {}
+        self._tried_again: set[tuple[str, int]] = set()
         # Half of the writer's connections: announcements never wait for the locks of settlings.
         self._settling_at_once = asyncio.Semaphore(2)
 
@@ -203,7 +207,7 @@ class Operations:
             answer = await announced
             if isinstance(answer, int):
                 operation.attempt = answer
-                await self._settled(operation, Failure("CancelledError"))
+                await self._settled(operation, Failure("CancelledError"), self._steps.clock())
         except Exception as error:  # noqa: BLE001 - if the row is there after all, the reaper finds it
             _logger.info("commitcast: not announced: %s", type(error).__name__)
         finally:
@@ -231,10 +235,11 @@ class Operations:
 
         A cancellation of the waiting task stops the waiting, not the settling.
         """
+        known_at = self._steps.clock()
         if final:
-            task = self._spawn(self._finish(operation, failure))
+            task = self._spawn(self._finish(operation, failure, known_at))
         else:
-            task = self._spawn(self._settled(operation, failure))
+            task = self._spawn(self._settled(operation, failure, known_at))
         wait_s = self.settings.settle_wait_s
         if holds_writer(self._engine.sync_engine):
             wait_s = 0.0  # the caller's own transaction is what settling waits for
@@ -243,9 +248,9 @@ class Operations:
             if not one.cancelled():  # the node stops
                 one.result()
 
-    async def _finish(self, operation: Operation, failure: Failure) -> None:
+    async def _finish(self, operation: Operation, failure: Failure, known_at: float) -> None:
         try:
-            await self._settled(operation, failure)
+            await self._settled(operation, failure, known_at)
             outcome = operation.outcome
             if outcome is not None:
                 self._tell(operation, outcome, failure)
@@ -253,11 +258,11 @@ class Operations:
         finally:
             self.live.discard(operation)
 
-    async def _settled(self, operation: Operation, failure: Failure) -> None:
+    async def _settled(self, operation: Operation, failure: Failure, known_at: float) -> None:
         if operation.outcome is None:
             verdict = await self._contend(
                 operation.id, operation.attempt, failure, operation.transaction_id,
-                operation.announcement.streams,
+                operation.announcement.streams, known_at=known_at,
             )  # fmt: skip
             operation.outcome = verdict.outcome
 
@@ -266,17 +271,19 @@ class Operations:
         if len(self._settling) >= _SETTLED_AT_ONCE:
             return False
         if (attempt.id, attempt.attempt) not in self._settling:
-            self._spawn(self._settle(attempt, failure))
+            self._spawn(self._settle(attempt, failure, self._steps.clock()))
         return True
 
     async def settle_orphan(self, attempt: Attempt) -> bool:
         """Settle an attempt that nobody works on; False if that takes too long."""
-        task = self._spawn(self._settle(attempt, ABANDONED))
+        task = self._spawn(self._settle(attempt, ABANDONED, self._steps.clock()))
         done, _ = await asyncio.wait({task}, timeout=self.settings.settle_wait_s)
         return bool(done)
 
-    async def _settle(self, attempt: Attempt, failure: Failure) -> Verdict:
-        verdict = await self._contend(attempt.id, attempt.attempt, failure, None, ())
+    async def _settle(self, attempt: Attempt, failure: Failure, known_at: float) -> Verdict:
+        verdict = await self._contend(
+            attempt.id, attempt.attempt, failure, None, (), known_at=known_at
+        )
         held = any(o.id == attempt.id and o.attempt == attempt.attempt for o in self.live)
         if verdict.notification is not None and not held:  # whoever holds it tells of it
             notify(
@@ -289,16 +296,34 @@ class Operations:
         return verdict
 
     async def _contend(
-        self, of: str, nth: int, failure: Failure, transaction_id: str | None, told: Sequence[str]
-    ) -> Verdict:
-        """One task for an attempt, however many ask."""
+        self, of: str, nth: int, failure: Failure, transaction_id: str | None, told: Sequence[str],
+        *, known_at: float,
+    ) -> Verdict:  # fmt: skip
+        """One task for an attempt, however many ask; timed from when the first of them knew."""
         key = (of, nth)
         task = self._settling.get(key)
         if task is None:
-            task = self._spawn(self._try(of, nth, failure, transaction_id, told))
+            task = self._spawn(self._timed(key, failure, transaction_id, told, known_at))
             self._settling[key] = task
             task.add_done_callback(lambda _: self._settling.pop(key, None))
         return await asyncio.shield(task)
+
+    async def _timed(
+        self, key: tuple[str, int], failure: Failure, transaction_id: str | None,
+        told: Sequence[str], known_at: float,
+    ) -> Verdict:  # fmt: skip
+        try:
+            verdict = await self._try(*key, failure, transaction_id, told)
+            # Without a notification of ours, an earlier try may have written it unheard.
+            if verdict.notification is not None or (
+                verdict.outcome is Outcome.ROLLED_BACK and key in self._tried_again
+            ):
+                told_of = verdict.notification
+                detail = "" if told_of is None else f"operation {told_of.failed_operation}"
+                self._steps.notice_sent(NOTIFICATION_TYPE, known_at, detail)
+            return verdict
+        finally:
+            self._tried_again.discard(key)
 
     async def _try(
         self, of: str, nth: int, failure: Failure, transaction_id: str | None, told: Sequence[str]
@@ -313,6 +338,7 @@ class Operations:
                         )
                     )
             except Exception as error:  # noqa: BLE001 - drivers raise their own on connect
+                self._tried_again.add((of, nth))
                 if pause_s == _PAUSE_S:
                     notify(
                         self._observers,
@@ -328,6 +354,7 @@ class Operations:
                 pause_s = min(pause_s * 2, _MAX_PAUSE_S)
             else:
                 if verdict.events:
+                    self._steps.committed(verdict.events)
                     self._deliver(verdict.events)
                 elif told and pause_s > _PAUSE_S:
                     self._hint(told)  # an earlier try may have committed without our hearing of it

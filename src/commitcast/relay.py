@@ -27,16 +27,19 @@ from sqlalchemy.dialects import postgresql, sqlite
 from commitcast.sqlite import READ_ONLY_OPTION
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
 
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from commitcast.event import CommittedEvent
     from commitcast.log import Log
+    from commitcast.steps import Steps
 
 _logger = logging.getLogger("commitcast")
 _STREAMS_AT_ONCE: Final = 16
 _UNDELIVERED_AT_ONCE: Final = 1000
+_MAX_TIMED: Final = 10_000
+"""Most events whose COMMIT is remembered until they are delivered; the oldest go untimed."""
 
 
 class _LeaseLost(Exception):
@@ -56,6 +59,7 @@ class Relay:
         lease_s: float,
         poll_interval_s: float,
         page_events: int,
+        steps: Steps,
     ) -> None:
         self._engine = engine
         self._reader = engine.execution_options(**{READ_ONLY_OPTION: True})
@@ -70,10 +74,22 @@ class Relay:
         self._owned_until = 0.0
         self._hinted = asyncio.Event()
         self._retry_at: dict[str, tuple[float, float]] = {}
+        self._steps = steps
+        self._committed_at: dict[tuple[str, int], float] = {}
 
     def hint(self, _streams: Collection[str]) -> None:
         """There may be something to deliver."""
         self._hinted.set()
+
+    def committed(self, events: Sequence[CommittedEvent]) -> None:
+        """Keep when COMMIT returned, for what this node is to deliver: the log does not have it."""
+        if not self._steps.health.full or not self._owns():
+            return
+        for event in events:
+            if event.committed_at is not None:
+                self._committed_at[event.epoch, event.offset] = event.committed_at
+        while len(self._committed_at) > _MAX_TIMED:
+            del self._committed_at[next(iter(self._committed_at))]
 
     async def open(self) -> None:
         """Enter the relay in the database: what is committed from now on is its own."""
@@ -290,6 +306,9 @@ class Relay:
             )  # fmt: skip
             return False
         self._retry_at.pop(event.stream, None)
+        committed_at = self._committed_at.pop((event.epoch, event.offset), None)
+        if committed_at is not None:
+            self._steps.delivered(event, committed_at)
         return True
 
     async def _confirm_even_if_stopped(self, stream_id: int, delivered: int) -> None:

@@ -72,6 +72,13 @@ class Settings:
     """How long ``Operation.begin`` waits for COMMIT before it asks the database what became of it."""
     settle_wait_s: float = 5.0
     """How long leaving an operation waits for its outcome; settling goes on afterwards."""
+    invariants_every_s: float = 15.0
+    """How often the database is asked whether what must hold does (`commitcast.invariants`).
+    0 turns it off on this node."""
+    invariants_stale_s: float = 10.0
+    """How old an event may be that no ``deliver`` callable has been given yet."""
+    health_check_every_s: float = 5.0
+    """How often scores are compared with the limits of alerts."""
     retention: Retention = field(default_factory=Retention)
 
     def __post_init__(self) -> None:
@@ -80,9 +87,10 @@ class Settings:
             "stream_buffer_bytes", "node_buffer_bytes", "buffer_age_s", "chunk_bytes",
             "write_deadline_s", "keep_alive_s", "retry_ms", "max_connections",
             "max_connections_per_user", "relay_lease_s", "lease_s", "operation_deadline_s",
-            "commit_limit_s", "settle_wait_s",
+            "commit_limit_s", "settle_wait_s", "invariants_stale_s", "health_check_every_s",
         ):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be more than 0, not {getattr(self, name)!r}")
-        if self.drain_s < 0:
-            raise ValueError(f"drain_s must be 0 or more, not {self.drain_s!r}")
+        for name in ("drain_s", "invariants_every_s"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)!r}")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from commitcast.event import CommittedEvent
     from commitcast.feed import Feed
     from commitcast.log import Page
+    from commitcast.steps import Steps
 
 _PAUSE_S = 0.1
 EARLIEST = "earliest"
@@ -78,6 +79,7 @@ class Subscription:
         stream: str,
         after: Position | str | None,
         *,
+        steps: Steps,
         on_reset: Callable[[Reset], object] | None = None,
         authorize: Callable[[], Awaitable[bool]] | None = None,
         chunk_bytes: int = 64 * 1024,
@@ -87,7 +89,11 @@ class Subscription:
         self.stream = stream
         self.recovered = False
         """True once started, if a position was given and all that follows it will be read."""
+        self.allowed: bool | None = None
+        """What authorisation last answered; None if it was never asked."""
         self._source = source
+        self._steps = steps
+        self._caught_up_at: float | None = None
         self._after = after
         self._on_reset = on_reset
         self._authorize = authorize
@@ -181,7 +187,7 @@ class Subscription:
         self._feed.learn(head, state)
         await self._check_access()
         if after is None:
-            self._position = head.position
+            self._reach(head.position)
         elif isinstance(after, str):
             self._position = Position(head.epoch, head.tail - 1)
             self.recovered = True
@@ -189,7 +195,7 @@ class Subscription:
             self._position = after
             self.recovered = True
         else:
-            self._position = head.position
+            self._reach(head.position)
             self._lost = True
 
     def reset_told(self) -> None:
@@ -225,11 +231,34 @@ class Subscription:
                         await self._pause()
                     continue
             if events:
-                self._position = events[-1].position
-                return events
+                return self._hand_out(feed, events)
+            self._reach(self._position)
             if feed.behind:
                 self._source.need(feed)
             await self._wait()
+
+    def frame_written(self, *events: CommittedEvent) -> None:
+        """Say that `events` were written to the client; call it when the write has returned.
+
+        For code with sockets of its own; ``/sse`` does it by itself. Health then knows how long
+        after their COMMIT they left. Events of before the reader had caught up (a replay) and those
+        that came from the log are not timed. Given nothing it does nothing.
+        """
+        if events:
+            self._steps.frame_written(events, since=self._caught_up_at, allowed=self.allowed)
+
+    def _hand_out(self, feed: Feed, events: list[CommittedEvent]) -> list[CommittedEvent]:
+        self._position = events[-1].position
+        if self._caught_up_at is None and not feed.differs(self._position):
+            self._reach(self._position)
+        return events
+
+    def _reach(self, position: Position) -> Position:
+        """Be at the end of what there is: what is committed from now on is live."""
+        self._position = position
+        if self._caught_up_at is None:
+            self._caught_up_at = self._steps.clock()
+        return position
 
     async def _read_page(self, feed: Feed, position: Position) -> list[CommittedEvent] | Reset:
         await self._check_access()
@@ -242,8 +271,7 @@ class Subscription:
         if not _follows(position, page) or (
             page.events and page.events[0].offset != position.offset + 1
         ):
-            self._position = page.head.position
-            return Reset(self.stream, self._position)
+            return Reset(self.stream, self._reach(page.head.position))
         if not page.events and position.epoch != page.head.epoch:
             self._position = Position(page.head.epoch, position.offset)
         return self._one_chunk(page)
@@ -297,7 +325,10 @@ class Subscription:
             raise SubscriptionClosed(self.stream, self._position, self._closed)
 
     async def _check_access(self) -> None:
-        if self._authorize is not None and not await self._authorize():
+        if self._authorize is None:
+            return
+        self.allowed = await self._authorize()
+        if not self.allowed:
             self.close("access was withdrawn")
             raise AccessDenied(f"the reader may not read stream {self.stream!r}")
 

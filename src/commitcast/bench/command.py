@@ -14,7 +14,7 @@ import typer
 
 from commitcast.bench.client import Measured, measure
 from commitcast.bench.database import POOL_SIZE, prepared, temporary_postgresql
-from commitcast.bench.programs import PROGRAMS
+from commitcast.bench.programs import HEALTH_PROGRAMS, PROGRAMS
 from commitcast.bench.report import Row, as_json, header, line, rows
 from commitcast.bench.server import URL_VARIABLE
 
@@ -31,6 +31,7 @@ class Plan:
     concurrency: tuple[int, ...]
     seconds: float
     rounds: int
+    programs: tuple[str, ...] = PROGRAMS
 
 
 def bench(
@@ -47,10 +48,18 @@ def bench(
     ] = "1,16,64",
     seconds: Annotated[float, typer.Option(min=0.05, help="Length of one turn.")] = 2.0,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each program.")] = 5,
+    health: Annotated[
+        bool,
+        typer.Option(
+            "--health",
+            help="Measure what health costs instead: level full, its ratio to level off.",
+        ),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, not a table.")] = False,
 ) -> None:
     """Measure commit-with-event beside `commit(); send()`, in one run on this machine."""
-    plan = Plan(_numbers(concurrency), seconds, rounds)
+    programs = HEALTH_PROGRAMS if health else PROGRAMS
+    plan = Plan(_numbers(concurrency), seconds, rounds, programs)
     say: Callable[[str], None] = (lambda _: None) if json else typer.echo
     with ExitStack() as stack:
         url = database_url or stack.enter_context(temporary_postgresql())
@@ -66,7 +75,7 @@ async def run(database_url: str, plan: Plan, say: Callable[[str], None]) -> list
         described = await stack.enter_async_context(prepared(database_url))
         ports = {
             program: await stack.enter_async_context(_server(program, database_url))
-            for program in PROGRAMS
+            for program in plan.programs
         }
         say(
             f"{described.version}, {described.durability}; Python {platform.python_version()}, "
@@ -76,12 +85,14 @@ async def run(database_url: str, plan: Plan, say: Callable[[str], None]) -> list
         for concurrency in plan.concurrency:
             turns: list[dict[str, Measured]] = []
             for number in range(plan.rounds):
-                # Each round begins with another program, so that a drift of the machine
-                # (writeback, heat) meets all of them alike.
-                shift = number % len(PROGRAMS)
-                order = PROGRAMS[shift:] + PROGRAMS[:shift]
+                # Each round begins with another program, and every second cycle runs backwards,
+                # so that a drift of the machine (writeback, heat) meets all of them alike.
+                shift = number % len(plan.programs)
+                order = plan.programs[shift:] + plan.programs[:shift]
+                if number // len(plan.programs) % 2:
+                    order = order[::-1]
                 turn = {p: await measure(ports[p], concurrency, plan.seconds) for p in order}
-                turns.append({program: turn[program] for program in PROGRAMS})
+                turns.append({program: turn[program] for program in plan.programs})
             for row in rows(concurrency, turns):
                 found.append(row)
                 say(line(row))

@@ -81,11 +81,11 @@ def bench_engine(database_url: str) -> AsyncEngine:
     return engine
 
 
-def bench_coordinator(engine: AsyncEngine) -> Coordinator:
+def bench_coordinator(engine: AsyncEngine, health: str | None = None) -> Coordinator:
     """A coordinator whose tables are the benchmark's own, beside those of the real application."""
     if engine.dialect.name == "postgresql":
-        return Coordinator(engine, schema=SCHEMA)
-    return Coordinator(engine, prefix=TABLE_PREFIX)
+        return Coordinator(engine, schema=SCHEMA, health=health)
+    return Coordinator(engine, prefix=TABLE_PREFIX, health=health)
 
 
 @asynccontextmanager

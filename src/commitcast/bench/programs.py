@@ -24,16 +24,19 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
 PROGRAMS: Final = ("plain", "control", "coordinated", "operation")
+HEALTH_PROGRAMS: Final = ("plain", "control", "health_off", "health_full")
+"""``coordinated`` at two levels of health; ``health_full`` is compared with ``health_off``."""
 
 _TYPE = "order.updated"
 _DATA: Final[dict[str, Any]] = {"id": 12345, "status": "shipped", "note": "x" * 220}
 
 
 def application(program: str, engine: AsyncEngine) -> Starlette:
-    """The app of one of `PROGRAMS`, serving ``/ws?user=NUMBER``."""
+    """The app of one of the programs, serving ``/ws?user=NUMBER``."""
     if program in {"plain", "control"}:
         return _plain(engine)
-    return _coordinated(engine, announced=program == "operation")
+    level = program.removeprefix("health_") if program.startswith("health_") else None
+    return _coordinated(engine, announced=program == "operation", health=level)
 
 
 def _plain(engine: AsyncEngine) -> Starlette:
@@ -61,9 +64,9 @@ def _plain(engine: AsyncEngine) -> Starlette:
     return Starlette(routes=[WebSocketRoute("/ws", endpoint)], lifespan=lifespan)
 
 
-def _coordinated(engine: AsyncEngine, *, announced: bool) -> Starlette:
+def _coordinated(engine: AsyncEngine, *, announced: bool, health: str | None) -> Starlette:
     sessions = async_sessionmaker(engine, expire_on_commit=False)
-    coordinator = bench_coordinator(engine)
+    coordinator = bench_coordinator(engine, health)
 
     async def endpoint(websocket: WebSocket) -> None:
         await websocket.accept()
@@ -89,6 +92,7 @@ def _coordinated(engine: AsyncEngine, *, announced: bool) -> Starlette:
             async def deliver() -> None:
                 async for event in subscription:
                     await websocket.send_text(event.frame)
+                    subscription.frame_written(event)
 
             delivering = asyncio.create_task(deliver())
             try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import orjson
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 _COLUMNS = (
     "program", "at once", "ops/s", "p50 ms", "added", "p99 ms", "ratio", "commit→client p50", "p99",
 )  # fmt: skip
+BASELINES: Final = {"health_full": "health_off"}
+"""What a program's ratio is to, where it is not ``plain``."""
 _FORMAT = "{:<12} {:>7} {:>8} {:>8} {:>8} {:>8} {:>6} {:>18} {:>8}"
 
 
@@ -25,7 +27,8 @@ class Figures:
 
     `ops_per_s` is the median of the rounds; `p50_ms` and `p99_ms` are over all operations, from
     request to event as the client sees it, `p50_added_ms` what that is more than ``plain``'s; `ratio` is the median, over the rounds, of this
-    program's operations per second to those of ``plain`` in the same round.
+    program's operations per second to those of ``plain`` (``health_full``: of ``health_off``) in the
+    same round.
     """
 
     program: str
@@ -58,7 +61,8 @@ def _row(program: str, concurrency: int, rounds: Sequence[dict[str, Measured]]) 
     operations = sorted(ns for one in rounds for ns in one[program].operation_ns)
     deliveries = sorted(ns for one in rounds for ns in one[program].delivery_ns)
     plain = sorted(ns for one in rounds for ns in one["plain"].operation_ns)
-    ratios = [one[program].ops_per_s / one["plain"].ops_per_s for one in rounds]
+    baseline = BASELINES.get(program, "plain")
+    ratios = [one[program].ops_per_s / one[baseline].ops_per_s for one in rounds]
     figures = Figures(
         program=program,
         concurrency=concurrency,

@@ -138,7 +138,8 @@ async def _serve(
                 return_when=asyncio.FIRST_COMPLETED,
             )
             if clock() >= ask_at:  # a stream that is never idle is asked about as well
-                if not await authorized():
+                subscription.allowed = await authorized()
+                if not subscription.allowed:
                     raise AccessDenied(f"the reader may not read {subscription.stream!r}")
                 ask_at = clock() + settings.keep_alive_s
                 if not pending.done():
@@ -156,6 +157,7 @@ async def _serve(
                 await write(encode_place("reset", batch.stream, batch.position, recovered=False))
             else:
                 await write(b"".join([encode_event(event) for event in batch]))
+                subscription.frame_written(*batch)
             pending = asyncio.ensure_future(subscription.next_batch())
     finally:
         pending.cancel()

@@ -104,7 +104,11 @@ class _Server(uvicorn.Server):
         self.up = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except SystemExit:  # newer versions; in a task it would end the whole process
+            self.should_exit = True
+            return
         self.up.set()
 
     @contextlib.contextmanager

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio.base_events
 import asyncio.events
 import asyncio.runners
+import concurrent.futures
 import inspect
 import sys
 import sysconfig
+import threading
 from pathlib import Path
 from types import CodeType
 from typing import Any, Final, TypeAlias
@@ -33,6 +35,10 @@ _NOT_THE_APP: Final = tuple(
             str(Path(__file__).parents[1]),
         )
     )
+)
+_WAITS_IN: Final = (
+    *(str(Path(inspect.getfile(module)).parent) for module in (asyncio, concurrent.futures)),
+    str(Path(sysconfig.get_path("purelib")) / "anyio"),
 )
 _BOUNDARIES: Final[set[CodeType]] = set()
 _known: dict[str, bool] = {}
@@ -77,6 +83,41 @@ def lines() -> Chain:
                 break
         frame = frame.f_back
     return tuple(found)
+
+
+def waiting_task(task: asyncio.Task[Any] | None) -> Chain:
+    """The app's lines at which a task waits; innermost first."""
+    found: list[tuple[CodeType, int]] = []
+    waits: Any = None if task is None or task.done() else task.get_coro()
+    for _ in range(_DEEPEST):
+        frame = getattr(waits, "cr_frame", None) or getattr(waits, "ag_frame", None)
+        if frame is None:
+            break
+        code = frame.f_code
+        if code in _BOUNDARIES:
+            found.clear()
+        elif is_app(code.co_filename):
+            found.append((code, frame.f_lineno))
+        waits = getattr(waits, "cr_await", None) or getattr(waits, "ag_await", None)
+    return tuple(reversed(found[-_LONGEST:]))
+
+
+def waiting_thread(ident: int | None) -> Chain:
+    """The app's lines at which a thread waits for what it has an event loop do; innermost first."""
+    if ident is None or ident == threading.get_ident():
+        return ()
+    found: list[tuple[CodeType, int]] = []
+    frame = sys._current_frames().get(ident)  # noqa: SLF001 - documented, for just this
+    waits = False
+    for _ in range(_DEEPEST):
+        if frame is None or not (waits or not found):
+            break
+        file = frame.f_code.co_filename
+        waits = waits or file.startswith(_WAITS_IN)
+        if is_app(file):
+            found.append((frame.f_code, frame.f_lineno))
+        frame = frame.f_back
+    return tuple(found[:_LONGEST]) if waits else ()
 
 
 def suspended(iterator: Any) -> Chain:

@@ -66,6 +66,8 @@ class Origin:
 
 current_unit: ContextVar[Unit | None] = ContextVar("commitcast_unit", default=None)
 origin: ContextVar[Origin | None] = ContextVar("commitcast_origin", default=None)
+sent_at: ContextVar[float] = ContextVar("commitcast_sent_at", default=0.0)
+"""When something was last sent in this context, or its request began."""
 inside_send: ContextVar[bool] = ContextVar("commitcast_inside_send", default=False)
 """Within a send that is judged as a whole, such as a decorated function."""
 

@@ -9,17 +9,26 @@ import time
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from commitcast.audit import callsite
-from commitcast.audit.channel import Channel, Unit, current_unit, inside_send, origin
+from commitcast.audit.channel import (
+    Channel,
+    Unit,
+    current_task,
+    current_unit,
+    inside_send,
+    origin,
+    sent_at,
+)
 from commitcast.audit.findings import Findings
 from commitcast.audit.report import AuditReport, BreachKind
 from commitcast.audit.rollbacks import Rollback, Rollbacks
 from commitcast.audit.sessions import Sessions
 from commitcast.audit.states import States, Told
-from commitcast.audit.transactions import Transactions, committed_at
+from commitcast.audit.transactions import Transactions
 from commitcast.audit.work import Outcome, Send
 from commitcast.health import LayerPair
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Iterable
 
     from commitcast.audit.callsite import Chain
@@ -87,6 +96,8 @@ class Judge:
             if works or self.sessions.any_unflushed():
                 send.chain = found()
                 for work in works:
+                    if work.thread and callsite.meet(send.chain, work.last) is None:
+                        send.chain += work.waiting()  # a thread has the event loop send for it
                     work.hold(send)
                 self.sessions.hold(send)
             if notice:
@@ -105,14 +116,12 @@ class Judge:
             if not send.counted:
                 return
             self._sends += 1
-            since = committed_at.get()
             if not send.held:
                 self._step(send.event_type, LayerPair.TRANSACTION_BOUNDARY, 0.0)
-                if since is not None:
-                    committed_at.set(None)
-                    self._step(
-                        send.event_type, LayerPair.DATABASE_SOCKET, max(0.0, now - since) * 1_000
-                    )
+                since = self.transactions.last_commit()
+                if since is not None and since > sent_at.get():
+                    self._step(send.event_type, LayerPair.DATABASE_SOCKET, (now - since) * 1_000)
+            sent_at.set(now)
 
     def failed(self, send: Send) -> None:
         """The send raised: nothing left."""
@@ -126,33 +135,41 @@ class Judge:
 
     # --- being told of works --------------------------------------------------------------
 
-    def work_ended(self, work: Work, outcome: Outcome, chain: Chain) -> None:
-        """A work is over; `chain` is where it was rolled back."""
+    def work_ended(self, work: Work, outcome: Outcome, *, here: bool) -> None:
+        """A work is over, just now; `here` if the running code ended it."""
         at = self.clock()
         changed, states, last = work.changed, work.states, work.last
+        where: Chain = ()
+        task: asyncio.Task[Any] | None = None
+        if outcome is Outcome.COMMITTED:
+            work.committed_at = at
+        else:
+            where, task = _rolled_back_at(work, here=here)
         held = work.end()
         if changed:
             self._transactions += 1
             if outcome is Outcome.ROLLED_BACK:
                 self._rolled_back += 1
-                self._await_notice(work.began, held, chain or last)
+                self._await_notice(work.began, held, where, task)
         for each in held:
             self.learn(each.send, outcome, each.cause, at)
         if outcome is Outcome.COMMITTED and states:
-            self.states.committed(states, at)
+            self.states.committed(states, at, last)
 
-    def changes_dropped(self, _work: Work, held: list[Held]) -> None:
+    def changes_dropped(self, work: Work, held: list[Held]) -> None:
         """A savepoint was rolled back, and with it what these sends were made beside."""
+        work.dropped = held
         for each in held:
             self.learn(each.send, Outcome.ROLLED_BACK, each.cause)
 
-    def rolled_back(self, work: Work, chain: Chain) -> None:
+    def rolled_back(self, work: Work) -> None:
         """A joined session's transaction was rolled back, of which nothing but a savepoint tells."""
         with self.lock:
-            last, work.dropped = work.dropped, None
+            where, task = _rolled_back_at(work, here=True)
             self._transactions += 1
             self._rolled_back += 1
-            self._await_notice(work.began, [], chain or last or ())
+            self._await_notice(work.began, work.dropped or [], where, task)
+            work.dropped = None
 
     def learn(
         self, send: Send, outcome: Outcome, cause: Chain = (), at: float | None = None
@@ -232,7 +249,9 @@ class Judge:
         for _ in range(send.count):
             self._step(send.event_type, pair, gap, detail)
 
-    def _await_notice(self, began: float, held: list[Held], chain: Chain) -> None:
+    def _await_notice(
+        self, began: float, held: list[Held], where: Chain, task: asyncio.Task[Any] | None
+    ) -> None:
         unit = current_unit.get()
         if not self.options.judges(unit):
             return
@@ -248,9 +267,8 @@ class Judge:
         waiting = [c for c in shown if not c.closed and not any(n.tells(c) for n in noticed)]
         if shown and not waiting and all(c.closed for c in shown):
             return
-        self.rollbacks.add(
-            Rollback(self.clock(), began, chain, shown=waiting, was_shown=bool(shown))
-        )
+        found = Rollback(self.clock(), began, where, shown=waiting, was_shown=bool(shown))
+        self.rollbacks.add(found, task)
 
     def _told(self, _rollback: Rollback, gap_ms: float) -> None:
         self._step("rollback", LayerPair.ROLLBACK_NOTIFICATION, gap_ms)
@@ -280,10 +298,10 @@ class Judge:
         else:
             self.states.hold(key, Told(send.event_type, state, send.at, lines()))
 
-    def _apart(self, told: Told, at: float | None) -> None:
+    def _apart(self, told: Told, at: float | None, cause: Chain) -> None:
         ahead = None if at is None else max(_SHORTEST_MS, (at - told.at) * 1_000)
         kind = BreachKind.STATE_APART
-        detail = self._findings.add(kind, told.event_type, ahead, told.chain)
+        detail = self._findings.add(kind, told.event_type, ahead, told.chain, cause)
         gap = None if ahead is None else -ahead
         self._step(told.event_type, LayerPair.AGENT_STATE, gap, detail)
 
@@ -291,6 +309,14 @@ class Judge:
         self, event_type: str, pair: LayerPair, gap_ms: float | None, detail: str = ""
     ) -> None:
         self.monitor.track_coordination_event(event_type, pair, gap_ms, detail=detail)
+
+
+def _rolled_back_at(work: Work, *, here: bool) -> tuple[Chain, asyncio.Task[Any] | None]:
+    # SQLAlchemy closes an asynchronous session in a task of its own, for which the session's waits.
+    where = callsite.lines() if here else ()
+    if where:
+        return where, current_task()
+    return work.waiting() or work.last, None if work.task is None else work.task()
 
 
 class _Lines:

@@ -59,8 +59,8 @@ class Rollbacks:
         self._untold = untold
         self._pending: dict[Rollback, None] = {}
 
-    def add(self, rollback: Rollback) -> None:
-        """Begin to wait, unless it was told already."""
+    def add(self, rollback: Rollback, task: asyncio.Task[Any] | None) -> None:
+        """Begin to wait, unless it was told already; `task` is whose work it was."""
         unit = rollback.unit
         if rollback.was_shown:
             if not rollback.shown:
@@ -69,7 +69,6 @@ class Rollbacks:
         elif unit is not None and (unit.refused_at or (unit.noticed_at or 0.0) >= rollback.began):
             self._told(rollback, 0.0)
             return
-        task = current_task()
         if task is not None:
             rollback.task = weakref.ref(task)
             task.add_done_callback(self._task_over)

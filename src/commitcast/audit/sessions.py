@@ -100,6 +100,15 @@ class Sessions:
         """Whether a session of this context has changes to flush."""
         return any(True for _ in self._unflushed())
 
+    def whose(self) -> tuple[asyncio.Task[Any] | None, callsite.Chain]:
+        """The task whose session is being closed by a task of SQLAlchemy's, and where it waits."""
+        here = current_task()
+        for entry in reversed(seen.get()):
+            task = None if entry.task is None else entry.task()
+            if task is not None and task is not here:
+                return task, callsite.waiting_task(task)
+        return here, ()
+
     def finish(self) -> None:
         """What was never flushed will not be."""
         for note in list(self._notes.values()):
@@ -180,7 +189,7 @@ class Sessions:
         if self._joined_commits and not session.in_nested_transaction():
             for work in self._judge.transactions.works_on(self._conns(note)):
                 if work.dropped is not None:
-                    self._judge.rolled_back(work, callsite.lines())
+                    self._judge.rolled_back(work)
 
     def _after_transaction_end(self, session: Session, transaction: SessionTransaction) -> None:
         note = self._notes.get(session)

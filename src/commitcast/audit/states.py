@@ -42,11 +42,14 @@ class Told:
 class States:
     """The committed state of each watched row, as far as it was seen."""
 
-    def __init__(self, apart: Callable[[Told, float | None], None]) -> None:
-        """Call `apart` for each state that was told ahead, with the time of its commit or None."""
+    def __init__(self, apart: Callable[[Told, float | None, Chain], None]) -> None:
+        """Call `apart` for each state that was told ahead.
+
+        With the time of its commit, or None, and the lines of the row's last change.
+        """
         self._apart = apart
         self._watches: list[Watch] = []
-        self._committed: OrderedDict[tuple[int, str], Any] = OrderedDict()
+        self._committed: OrderedDict[tuple[int, str], tuple[str, Chain]] = OrderedDict()
         self._told: OrderedDict[tuple[int, str], list[Told]] = OrderedDict()
 
     def watch(self, watch: Watch) -> None:
@@ -77,7 +80,7 @@ class States:
                 key = (number, str(said[0]))
                 state = _plain(said[1])
                 if key in self._committed:
-                    return key, state, self._committed[key] == state
+                    return key, state, self._committed[key][0] == state
                 if any(key in work.states for work in works):
                     return key, state, False
         return None
@@ -87,28 +90,32 @@ class States:
         waiting = self._told.setdefault(key, [])
         waiting.append(told)
         if len(waiting) > 100:  # noqa: PLR2004 - a bound like any other
-            self._apart(waiting.pop(0), None)
+            self._never(key, waiting.pop(0))
         while len(self._told) > MOST_KEYS:
-            _, forgotten = self._told.popitem(last=False)
+            oldest, forgotten = self._told.popitem(last=False)
             for each in forgotten:
-                self._apart(each, None)
+                self._never(oldest, each)
 
-    def committed(self, states: dict[tuple[int, str], Any], at: float) -> None:
-        """A work has committed what its objects say."""
+    def committed(self, states: dict[tuple[int, str], str], at: float, cause: Chain) -> None:
+        """A work has committed what its objects say, changed by the lines of `cause`."""
         for key, state in states.items():
-            self._committed[key] = state
+            self._committed[key] = state, cause
             self._committed.move_to_end(key)
             for told in self._told.pop(key, ()):
-                self._apart(told, at if told.state == state else None)
+                self._apart(told, at if told.state == state else None, cause)
         while len(self._committed) > MOST_KEYS:
             self._committed.popitem(last=False)
 
     def finish(self) -> None:
         """No later commit will bring what was told."""
         while self._told:
-            _, waiting = self._told.popitem()
+            key, waiting = self._told.popitem()
             for told in waiting:
-                self._apart(told, None)
+                self._never(key, told)
+
+    def _never(self, key: tuple[int, str], told: Told) -> None:
+        _, cause = self._committed.get(key, ("", ()))
+        self._apart(told, None, cause)
 
 
 def _plain(state: Any) -> str:

@@ -17,9 +17,11 @@ from sqlalchemy.engine import Engine, RootTransaction
 from sqlalchemy.pool import Pool
 
 from commitcast.audit import callsite
+from commitcast.audit.channel import current_task
 from commitcast.audit.work import Outcome, Work
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Iterable
 
     from sqlalchemy.engine import Connection, ExceptionContext
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
 
 open_works: ContextVar[tuple[Work, ...]] = ContextVar("commitcast_open_works", default=())
 """Those that changed something in this context, or in the one it was made from before that."""
-committed_at: ContextVar[float | None] = ContextVar("commitcast_committed_at", default=None)
-"""When a COMMIT last returned in this context, until something is sent in it."""
 
 MOST_OPEN: Final = 10_000
 _OWN: Final = "commitcast_own"
@@ -72,6 +72,9 @@ class Transactions:
             weakref.WeakKeyDictionary()
         )
         self._savepoints: weakref.WeakKeyDictionary[Connection, _Savepoints] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._commits: weakref.WeakKeyDictionary[asyncio.Task[Any], float] = (
             weakref.WeakKeyDictionary()
         )
         self._live: dict[Work, None] = {}
@@ -120,6 +123,13 @@ class Transactions:
         root = conn.get_transaction()
         return self._of_root.get(root) if isinstance(root, RootTransaction) else None
 
+    def last_commit(self) -> float | None:
+        """When the last COMMIT of this context returned."""
+        times = [w.committed_at for w in open_works.get() if w.judge is self._judge]
+        if (task := current_task()) is not None:
+            times.append(self._commits.get(task))
+        return max((at for at in times if at is not None), default=None)
+
     def works_on(self, conns: Iterable[Connection]) -> list[Work]:
         """The works of several connections."""
         return [work for conn in conns if (work := self.work_on(conn)) is not None]
@@ -134,8 +144,8 @@ class Transactions:
             for work in [work for work in list(self._committing) if work.over()]:
                 self.settle(work, Outcome.COMMITTED)
 
-    def settle(self, work: Work, outcome: Outcome, chain: callsite.Chain = ()) -> None:
-        """A work has ended."""
+    def settle(self, work: Work, outcome: Outcome, *, here: bool = True) -> None:
+        """A work has ended; `here` if the running code ended it."""
         with self._judge.lock:
             if work.ended:
                 return
@@ -144,16 +154,17 @@ class Transactions:
             root = work.root()
             if root is not None:
                 self._of_root.pop(root, None)
-            if outcome is Outcome.COMMITTED and work in open_works.get():
-                committed_at.set(self._judge.clock())
-            self._judge.work_ended(work, outcome, chain)
+            task = None if work.task is None else work.task()
+            if task is not None and outcome is Outcome.COMMITTED:
+                self._commits[task] = self._judge.clock()
+            self._judge.work_ended(work, outcome, here=here)
 
     def finish(self) -> None:
         """End what has ended without anybody having been told."""
         self.look()
         for work in list(self._live):
             if work.conn() is None or work.root() is None:
-                self.settle(work, Outcome.ROLLED_BACK)
+                self.settle(work, Outcome.ROLLED_BACK, here=False)
 
     @property
     def live(self) -> int:
@@ -197,7 +208,10 @@ class Transactions:
                     work.savepoint(name)
             self._of_root[root] = work
             self._live[work] = None
-        work.change(callsite.lines())
+        task, lines = current_task(), callsite.lines()
+        if not lines:
+            task, lines = self._judge.sessions.whose()
+        work.change(lines, task)
         works = open_works.get()
         if work not in works:
             open_works.set((*(w for w in works if not w.ended), work))
@@ -226,7 +240,10 @@ class Transactions:
         work = self.work_on(conn)
         if work is not None:
             work.aborted = False
-            self._judge.changes_dropped(work, work.roll_back_to(name))
+            had = work.changed
+            dropped = work.roll_back_to(name)
+            if had:
+                self._judge.changes_dropped(work, dropped)
 
     def _savepoint_ended(self, conn: Connection, name: str) -> None:
         known = self._savepoints.get(conn)
@@ -239,7 +256,7 @@ class Transactions:
             return
         if work.aborted and conn.dialect.name == "postgresql":
             # The server answers this COMMIT with ROLLBACK, and SQLAlchemy does not say so.
-            self.settle(work, Outcome.ROLLED_BACK, callsite.lines())
+            self.settle(work, Outcome.ROLLED_BACK)
             return
         work.committing = True
         self._committing[work] = None
@@ -251,7 +268,7 @@ class Transactions:
         # A COMMIT that was cut off may have happened: nothing says that it did not.
         unknown = work.committing and not work.commit_failed
         outcome = Outcome.COMMITTED if unknown else Outcome.ROLLED_BACK
-        self.settle(work, outcome, callsite.lines())
+        self.settle(work, outcome)
 
     def _handle_error(self, context: ExceptionContext) -> None:
         conn = context.connection

@@ -6,7 +6,7 @@ import inspect
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from commitcast.audit import callsite
-from commitcast.audit.channel import Channel, Unit, current_unit
+from commitcast.audit.channel import Channel, Unit, current_unit, sent_at
 from commitcast.audit.message import of_payload, of_stream
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ async def serve(judge: Judge, app: App, scope: Scope, receive: Receive, send: Se
     channel = scope[CHANNEL] = Channel(scope)
     connection = Connection(judge, channel, receive, send)
     token = current_unit.set(connection.unit)
+    sent_at.set(judge.clock())
     try:
         await app(scope, connection.receive, connection.send)
     except Exception:
@@ -75,6 +76,7 @@ class Connection:
         if websocket:
             self.unit = Unit(self._channel)
             current_unit.set(self.unit)
+            sent_at.set(self._judge.clock())
         return message
 
     async def send(self, message: Message) -> None:

@@ -7,14 +7,18 @@ later ones are counted with one of the same line and type.
 from __future__ import annotations
 
 import itertools
+import threading
 import weakref
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final
 
+from commitcast.audit import callsite
 from commitcast.audit.channel import current_unit
 
 if TYPE_CHECKING:
+    import asyncio
+
     from sqlalchemy.engine import Connection, RootTransaction
 
     from commitcast.audit.callsite import Chain
@@ -123,6 +127,7 @@ class Work:
         "aborted",
         "began",
         "commit_failed",
+        "committed_at",
         "committing",
         "conn",
         "dropped",
@@ -132,6 +137,8 @@ class Work:
         "last",
         "root",
         "states",
+        "task",
+        "thread",
         "unit",
     )
 
@@ -141,11 +148,15 @@ class Work:
         self.root = weakref.ref(root)
         self.began = at
         self.unit = current_unit.get()
+        self.task: weakref.ref[asyncio.Task[Any]] | None = None
+        """The task, or else the thread, that changed something last."""
+        self.thread: int | None = None
+        self.committed_at: float | None = None
         self._levels = [_Level(None)]
         self.holding = Holding()
         self.last: Chain = ()
-        self.dropped: Chain | None = None
-        """Lines of the last change, after changes were rolled back to a savepoint."""
+        self.dropped: list[Held] | None = None
+        """Sends beside changes that were rolled back to a savepoint, the last time there were any."""
         self.states: dict[tuple[int, str], Any] = {}
         """What the session's objects say of watched rows: committed when this is."""
         self.committing = self.commit_failed = self.aborted = self.ended = False
@@ -160,9 +171,11 @@ class Work:
         """Whether it has changes left."""
         return any(level.first is not None for level in self._levels)
 
-    def change(self, chain: Chain) -> None:
-        """Something was changed, by these lines."""
+    def change(self, chain: Chain, task: asyncio.Task[Any] | None) -> None:
+        """Something was changed, by these lines in this task."""
         self.last = chain
+        self.task = None if task is None else weakref.ref(task)
+        self.thread = threading.get_ident() if task is None else None
         if self._levels[-1].first is None:
             self._levels[-1].first = next(_moments)
 
@@ -185,7 +198,6 @@ class Work:
         firsts = [level.first for level in self._above(name) if level.first is not None]
         if not firsts:
             return []
-        self.dropped = self.last
         return self.holding.take(min(firsts))
 
     def _above(self, name: str) -> list[_Level]:
@@ -194,6 +206,12 @@ class Work:
             return []
         taken, self._levels = self._levels[at:], self._levels[:at]
         return taken
+
+    def waiting(self) -> Chain:
+        """The lines at which who changed it waits, if that is somewhere else than here."""
+        if self.task is not None:
+            return callsite.waiting_task(self.task())
+        return callsite.waiting_thread(self.thread)
 
     def over(self) -> bool:
         """Whether a COMMIT that was sent has returned, as far as SQLAlchemy knows."""
@@ -206,7 +224,7 @@ class Work:
     def end(self) -> list[Held]:
         """It is over: returns the sends that waited, and keeps nothing."""
         self.ended = True
-        self.unit = None
+        self.unit = self.task = self.thread = None
         self.states = {}
         self.last = ()
         return self.holding.take()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Channel:
     """Where messages go: a connection, or what another library or function sends to."""
 
-    __slots__ = ("closed", "key", "scope", "streamed")
+    __slots__ = ("closed", "key", "produced", "scope", "streamed")
 
     def __init__(
         self, scope: MutableMapping[str, Any] | None = None, key: Hashable | None = None
@@ -28,6 +28,8 @@ class Channel:
         """The client is gone."""
         self.streamed = False
         """Its response judges what it sends, so that it is not judged again on its way."""
+        self.produced = False
+        """FastAPI makes its events in a task beside the response, and they are judged there."""
 
     def tells(self, other: Channel) -> bool:
         """Whether who reads the other also sees what is sent here."""

@@ -40,8 +40,8 @@ def of_stream(chunk: bytes | str) -> list[Message]:
     """Of a chunk of ``text/event-stream``: its events; comments and bare fields are none."""
     text = bytes(chunk).decode("utf-8", "replace") if not isinstance(chunk, str) else chunk
     found: list[Message] = []
-    for block in re.split(r"(?:\r\n|\r|\n){2,}", text):
-        fields = [line.partition(":") for line in re.split(r"\r\n|\r|\n", block) if line]
+    for block in text.replace("\r\n", "\n").replace("\r", "\n").split("\n\n"):
+        fields = [line.partition(":") for line in block.split("\n")]
         data = [v.removeprefix(" ") for name, _, v in fields if name == "data"]
         named = next((v.strip() for name, _, v in fields if name == "event"), None)
         if data or named:

@@ -39,6 +39,9 @@ class Patches:
             )
         if sse := _module("sse_starlette.sse"):
             self._replace(sse.EventSourceResponse, "__call__", _streaming(judge))
+        fastapi = _module("fastapi.routing")
+        if hasattr(fastapi, "format_sse_event"):
+            self._replace(fastapi, "format_sse_event", _producing(judge))
         if socketio := _module("socketio"):
             for server in (socketio.AsyncServer, socketio.Server):
                 self._replace(server, "emit", _emitting(judge))
@@ -107,6 +110,19 @@ def _streaming(judge: Judge) -> Callable[[Any], Any]:
             await wire.stream(judge, call, self, scope, receive, send)
 
         return __call__
+
+    return make
+
+
+def _producing(judge: Judge) -> Callable[[Any], Any]:
+    def make(original: Any) -> Any:
+        @functools.wraps(original)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            chunk = original(*args, **kwargs)
+            judge.guarded(wire.produced)(judge, chunk)
+            return chunk
+
+        return call
 
     return make
 

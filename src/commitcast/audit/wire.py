@@ -142,12 +142,33 @@ async def stream(
     channel.streamed = True
 
     def look(message: Message) -> list[Send]:
+        if channel.produced:
+            return []
         return body.look(message, callsite.suspended(response.body_iterator))
 
     async def judged(message: Message) -> None:
         await deliver(judge, judge.guarded(look)(message) or [], send, message)
 
     await call(scope, receive, judged)
+
+
+def produced(judge: Judge, chunk: bytes) -> None:
+    """FastAPI has made an event of what an endpoint's generator yielded."""
+    unit = current_unit.get()
+    if unit is None:
+        return
+    unit.channel.produced = True
+    frame = inspect.currentframe()
+    iterator = None
+    for _ in range(_NEAR):
+        if frame is None or iterator is not None:
+            break
+        iterator = frame.f_locals.get("sse_aiter")
+        frame = frame.f_back
+    for event in of_stream(chunk):
+        send = judge.sending(event, unit.channel, callsite.suspended(iterator))
+        if send is not None:
+            judge.sent(send)
 
 
 async def deliver(judge: Judge, sends: list[Send], send: Sender, message: Message) -> None:

@@ -289,12 +289,12 @@ class Judge:
         self._step(send.event_type, LayerPair.ISOLATION, 0.0 if allowed else None, detail)
 
     def _state(self, message: Message, send: Send, works: tuple[Work, ...], lines: _Lines) -> None:
-        told = self.states.told(message.value, works)
+        told = self.states.told(message.value, works, send.at)
         if told is None:
             return
-        key, state, so = told
-        if so:
-            self._step(send.event_type, LayerPair.AGENT_STATE, 0.0)
+        key, state, behind_ms = told
+        if behind_ms is not None:
+            self._step(send.event_type, LayerPair.AGENT_STATE, behind_ms)
         else:
             self.states.hold(key, Told(send.event_type, state, send.at, lines()))
 

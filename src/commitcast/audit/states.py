@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from commitcast.audit.work import Work
 
 MOST_KEYS: Final = 10_000
+_MOST_EARLIER: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,29 @@ class Told:
     chain: Chain
 
 
+@dataclass(slots=True)
+class _Row:
+    """What a row says, and what it said before."""
+
+    state: str
+    cause: Chain
+    earlier: tuple[tuple[str, float], ...] = ()
+    """States that it had, and when they ended, newest first."""
+
+    def changed(self, state: str, cause: Chain, at: float) -> _Row:
+        """The row with another state, since `at`."""
+        if state == self.state:
+            return _Row(state, cause, self.earlier)
+        return _Row(state, cause, ((self.state, at), *self.earlier[: _MOST_EARLIER - 1]))
+
+    def behind_ms(self, state: str, at: float) -> float | None:
+        """How long ago the row had a state, 0 if it has it; None if it never did."""
+        if state == self.state:
+            return 0.0
+        ended = next((ended for had, ended in self.earlier if had == state), None)
+        return None if ended is None else max(0.0, at - ended) * 1_000
+
+
 class States:
     """The committed state of each watched row, as far as it was seen."""
 
@@ -49,7 +73,7 @@ class States:
         """
         self._apart = apart
         self._watches: list[Watch] = []
-        self._committed: OrderedDict[tuple[int, str], tuple[str, Chain]] = OrderedDict()
+        self._committed: OrderedDict[tuple[int, str], _Row] = OrderedDict()
         self._told: OrderedDict[tuple[int, str], list[Told]] = OrderedDict()
 
     def watch(self, watch: Watch) -> None:
@@ -72,17 +96,24 @@ class States:
                         for work in works:
                             work.states[key] = _plain(values[watch.state])
 
-    def told(self, value: Any, works: tuple[Work, ...]) -> tuple[tuple[int, str], str, bool] | None:
-        """What a message tells of a row that is known: its key, the state, and whether it is so."""
+    def told(
+        self, value: Any, works: tuple[Work, ...], at: float
+    ) -> tuple[tuple[int, str], str, float | None] | None:
+        """What a message tells of a row that is known: its key, the state, and how late it is.
+
+        0 ms if the row says so, more if it did before (who sends in order may be behind), None if it
+        never did.
+        """
         for number, watch in enumerate(self._watches):
             said = watch.told(value)
             if said is not None:
                 key = (number, str(said[0]))
                 state = _plain(said[1])
-                if key in self._committed:
-                    return key, state, self._committed[key][0] == state
+                row = self._committed.get(key)
+                if row is not None:
+                    return key, state, row.behind_ms(state, at)
                 if any(key in work.states for work in works):
-                    return key, state, False
+                    return key, state, None
         return None
 
     def hold(self, key: tuple[int, str], told: Told) -> None:
@@ -99,7 +130,10 @@ class States:
     def committed(self, states: dict[tuple[int, str], str], at: float, cause: Chain) -> None:
         """A work has committed what its objects say, changed by the lines of `cause`."""
         for key, state in states.items():
-            self._committed[key] = state, cause
+            row = self._committed.get(key)
+            self._committed[key] = (
+                _Row(state, cause) if row is None else row.changed(state, cause, at)
+            )
             self._committed.move_to_end(key)
             for told in self._told.pop(key, ()):
                 self._apart(told, at if told.state == state else None, cause)
@@ -114,8 +148,8 @@ class States:
                 self._never(key, told)
 
     def _never(self, key: tuple[int, str], told: Told) -> None:
-        _, cause = self._committed.get(key, ("", ()))
-        self._apart(told, None, cause)
+        row = self._committed.get(key)
+        self._apart(told, None, () if row is None else row.cause)
 
 
 def _plain(state: Any) -> str:

@@ -150,7 +150,8 @@ class Judge:
             self._transactions += 1
             if outcome is Outcome.ROLLED_BACK:
                 self._rolled_back += 1
-                self._await_notice(work.began, held, where, task)
+                if not work.announced:
+                    self._await_notice(work.began, held, where, task)
         for each in held:
             self.learn(each.send, outcome, each.cause, at)
         if outcome is Outcome.COMMITTED and states:

@@ -19,6 +19,7 @@ from sqlalchemy.pool import Pool
 from commitcast.audit import callsite
 from commitcast.audit.channel import current_task
 from commitcast.audit.work import Outcome, Work
+from commitcast.pending import buffers
 
 if TYPE_CHECKING:
     import asyncio
@@ -212,6 +213,7 @@ class Transactions:
         if not lines:
             task, lines = self._judge.sessions.whose()
         work.change(lines, task)
+        work.announced = work.announced or _announced(root)
         works = open_works.get()
         if work not in works:
             open_works.set((*(w for w in works if not w.ended), work))
@@ -289,6 +291,11 @@ def _changed(cursor: Any, statement: str, context: Any) -> bool:
         returning = getattr(context.compiled, "effective_returning", True)
         return bool(returning) or getattr(cursor, "rowcount", -1) != 0
     return changes(statement)
+
+
+def _announced(root: RootTransaction) -> bool:
+    buffer = buffers.get(root)
+    return buffer is not None and buffer.bound is not None
 
 
 def _commits_by_itself(conn: Connection) -> bool:

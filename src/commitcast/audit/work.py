@@ -125,6 +125,7 @@ class Work:
         "__weakref__",
         "_levels",
         "aborted",
+        "announced",
         "began",
         "commit_failed",
         "committed_at",
@@ -152,6 +153,8 @@ class Work:
         """The task, or else the thread, that changed something last."""
         self.thread: int | None = None
         self.committed_at: float | None = None
+        self.announced = False
+        """It decides an operation of Commitcast's, whose failure is told, and timed, by that."""
         self._levels = [_Level(None)]
         self.holding = Holding()
         self.last: Chain = ()

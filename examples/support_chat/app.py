@@ -9,15 +9,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, Final
 
-from commitcast import CommittedEvent, Coordinator, sqlite
-from commitcast.flags import Mode, Rollout
-from commitcast.health import CoordinationHealthMonitor
 from fastapi import Depends, FastAPI, Header, HTTPException, Request, WebSocket
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from starlette.websockets import WebSocketDisconnect
+
+from commitcast import CommittedEvent, Coordinator, sqlite
+from commitcast.flags import Mode, Rollout
+from commitcast.health import CoordinationHealthMonitor
 
 from .agent import Rejected
 from .coordinated import CoordinatedDesk
@@ -155,9 +156,7 @@ def _add_work(app: FastAPI, desk_of: Any) -> None:
         return {"run": await desk.ask(user, ticket, body.text)}
 
 
-def _add_reading(
-    app: FastAPI, sessions: async_sessionmaker[Any], hub: ConnectionManager
-) -> None:
+def _add_reading(app: FastAPI, sessions: async_sessionmaker[Any], hub: ConnectionManager) -> None:
     @app.get("/tickets/{ticket}/messages")
     async def messages(user: User, ticket: int) -> list[dict[str, Any]]:
         async with sessions() as session:

@@ -10,8 +10,9 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
-from commitcast import Event
 from sqlalchemy.exc import IntegrityError
+
+from commitcast import Event
 
 from .agent import ToolFailed, draft, moderate, refund
 from .desk import STAFF, TicketRepository, run_status, shown

@@ -73,9 +73,7 @@ class TicketRepository:
 class Desk:
     """What customers and staff can do."""
 
-    def __init__(
-        self, sessions: async_sessionmaker[AsyncSession], hub: ConnectionManager
-    ) -> None:
+    def __init__(self, sessions: async_sessionmaker[AsyncSession], hub: ConnectionManager) -> None:
         """Keep tickets through `sessions`, and tell of them through `hub`."""
         self._sessions = sessions
         self._hub = hub
@@ -137,9 +135,11 @@ class Desk:
                 raise TicketUnknown(ticket_id)
             session.add(Rating(ticket_id=ticket_id, stars=stars))
             rated = {"type": "ticket.rated", "ticket": ticket_id, "stars": stars}
-            await self._hub.send(STAFF, rated)  # fault: sent_before_commit, sent_for_rolled_back_work
+            await self._hub.send(  # fault: sent_before_commit, sent_for_rolled_back_work
+                STAFF, rated
+            )
             try:
-                await session.commit()  # fault: rollback_not_told
+                await session.commit()
             except IntegrityError:
                 logger.warning("ticket %s has a rating", ticket_id)
                 return False
@@ -194,4 +194,3 @@ def shown(message: Message) -> dict[str, Any]:
 def run_status(run_id: int, status: Status) -> dict[str, Any]:
     """How a run's state is sent."""
     return {"type": "run.status", "run": run_id, "status": status.value}
-

@@ -6,14 +6,12 @@ import asyncio
 import json
 import secrets
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from websockets.asyncio.client import connect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from websockets.asyncio.client import ClientConnection
 
 PATIENCE_S = 20.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
+from .desk import STAFF
 from .tables import Run
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 def configure(shadow: Shadow) -> None:
     """For ``commitcast audit --config support_chat.shadow:configure``."""
+    shadow.configure(user_of=user_of, may_see=may_see)
     shadow.watch_state(Run, told)
 
 
@@ -26,5 +28,12 @@ def told(message: Any) -> tuple[int, str] | None:
 def user_of(scope: Any) -> str | None:
     """Who a connection belongs to."""
     if scope["type"] == "websocket":
-        return parse_qs(scope["query_string"].decode()).get("user", [None])[0]
-    return dict(scope["headers"]).get(b"x-user", b"").decode() or None
+        users = parse_qs(scope["query_string"].decode()).get("user", [])
+        return users[0] if users else None
+    name: bytes = dict(scope["headers"]).get(b"x-user", b"")
+    return name.decode() or None
+
+
+def may_see(user: str, message: Any) -> bool:
+    """Whether a message is for a user: staff see all, customers nobody else's typing."""
+    return user == STAFF or not (isinstance(message, dict) and message.get("type") == "typing")

@@ -152,9 +152,7 @@ def command(*arguments: str, **options: Any) -> subprocess.Popen[str]:
 
 
 def test_json_is_all_that_is_on_stdout_and_names_the_line(name: str) -> None:
-    with command(
-        f"{name}_app:app", "--port=0", f"--drive={name}_drive:wrong", "--json"
-    ) as process:
+    with command(f"{name}_app:app", "--port=0", f"--drive={name}_drive:wrong", "--json") as process:
         out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1, err
     found = json.loads(out)
@@ -173,7 +171,7 @@ def test_json_is_all_that_is_on_stdout_and_names_the_line(name: str) -> None:
 def test_the_text_says_line_kind_count_and_what_to_do(name: str) -> None:
     done = run(f"{name}_app:app", "--port=0", f"--drive={name}_drive:wrong")
     assert done.exit_code == 1
-    assert f"{name}_app.py:{LINE} in wrong  sent_before_commit  ×3  note.saved" in done.stdout
+    assert f"{name}_app.py:{LINE} in wrong  sent_before_commit  3 times  note.saved" in done.stdout
     assert "Score 0 of 100: 3 sends, 3 transactions" in done.stdout
     assert "sent_before_commit: Send after the commit" in done.stdout
 
@@ -263,7 +261,14 @@ def test_ctrl_c_ends_the_audit_with_its_report(name: str) -> None:
 
 def test_tests_are_run_with_the_plugin_and_pytests_arguments(name: str) -> None:
     with command(
-        f"{name}_app:app", "--tests", "--json", "--", "-q", f"test_{name}.py", "-p", "no:cacheprovider"
+        f"{name}_app:app",
+        "--tests",
+        "--json",
+        "--",
+        "-q",
+        f"test_{name}.py",
+        "-p",
+        "no:cacheprovider",
     ) as process:
         out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1, err

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support_chat.app import create_app
-from support_chat.drive import traffic
-from support_chat.shadow import configure
 
 from commitcast.audit import Shadow
 from commitcast.audit.serving import listen, serve
 from commitcast.flags import Rollout
 from commitcast.health import CoordinationHealthMonitor, LayerPair
+from support_chat.app import create_app
+from support_chat.drive import traffic
+from support_chat.shadow import configure
 
 if TYPE_CHECKING:
     from commitcast.audit import AuditReport
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "support_chat"
-PATIENT = {
+PATIENT: dict[LayerPair | str, float] = {
     LayerPair.DATABASE_SOCKET: 60_000.0,
     LayerPair.AGENT_STATE: 60_000.0,
     LayerPair.ROLLBACK_NOTIFICATION: 60_000.0,

@@ -7,13 +7,12 @@ import contextlib
 import os
 import sys
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
 import typer
 
-from commitcast.audit.report import AuditReport
 from commitcast.audit.shadow import Shadow
 from commitcast.audit.target import (
     WrongUse,
@@ -28,13 +27,15 @@ from commitcast.health import CoordinationHealthMonitor
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from commitcast.audit.report import AuditReport
+
 CLEAN, FOUND, WRONG, NOTHING = 0, 1, 2, 3
 """Exit codes: at or above ``--fail-under``, below it, wrong use, no send seen."""
 
 _WINDOW_MINUTES = 24 * 60
 
 
-def audit(
+def audit(  # noqa: PLR0913, PLR0917 - an option each
     app: Annotated[str, typer.Argument(metavar="MODULE:APP", help="The ASGI app.")],
     pytest_arguments: Annotated[
         list[str] | None,
@@ -85,11 +86,7 @@ def audit(
             if tests:
                 report, code = _of_tests(asked, pytest_arguments or [])
             else:
-                if pytest_arguments:
-                    raise WrongUse(
-                        f"{pytest_arguments[0]!r} is for pytest; add --tests to run the tests"
-                    )
-                report, code = _of_serving(asked)
+                report, code = _of_serving(asked, pytest_arguments or [])
         except WrongUse as error:
             _say(str(error))
             raise typer.Exit(WRONG) from None
@@ -118,8 +115,11 @@ def _code(report: AuditReport, fail_under: float) -> int:
     return FOUND if score < fail_under else CLEAN
 
 
-def _of_serving(asked: _Asked) -> tuple[AuditReport, int]:
+def _of_serving(asked: _Asked, for_pytest: list[str]) -> tuple[AuditReport, int]:
     from commitcast.audit.serving import listen, serve
+
+    if for_pytest:
+        raise WrongUse(f"{for_pytest[0]!r} is for pytest; add --tests to run the tests")
 
     # A day: an audit may take longer than the hour that a monitor keeps by default.
     shadow = Shadow(CoordinationHealthMonitor(window_minutes=_WINDOW_MINUTES))
@@ -131,9 +131,7 @@ def _of_serving(asked: _Asked) -> tuple[AuditReport, int]:
         app = shadow.wrap(load_app(asked.app, factory=asked.factory))
         with listen(asked.host, asked.port) as listener:
             try:
-                asyncio.run(
-                    serve(app, listener, seconds=asked.seconds, drive=driver, ready=_ready)
-                )
+                asyncio.run(serve(app, listener, seconds=asked.seconds, drive=driver, ready=_ready))
             except WrongUse:
                 raise
             except Exception:  # noqa: BLE001 - the team's own function; what was seen is shown
@@ -153,20 +151,15 @@ def _of_tests(asked: _Asked, arguments: list[str]) -> tuple[AuditReport, int]:
         import pytest
     except ImportError:
         raise WrongUse("--tests needs pytest; pip install pytest") from None
-    from commitcast.audit.pytest_plugin import Audit
-
     check_there("the app", asked.app)
     found = _Found()
     own = ["-p", "commitcast", "--commitcast-audit", "--commitcast-fail-under=0"]
     if asked.config is not None:
         own.append(f"--commitcast-config={asked.config}")
     status = pytest.main([*own, *arguments], plugins=[found])
-    if not found.audits or found.audits[0].report is None:
-        raise WrongUse(f"pytest stopped with status {int(status)} before a test ran; see above")
-    audit_of: Audit = found.audits[0]
-    report = audit_of.report
+    report = found.report
     if report is None:
-        raise WrongUse("pytest ended without a report")
+        raise WrongUse(f"pytest stopped with status {int(status)} before a test ran; see above")
     if status == pytest.ExitCode.NO_TESTS_COLLECTED:
         raise WrongUse("pytest found no tests; name their folder after --")
     if status != pytest.ExitCode.OK:
@@ -175,16 +168,18 @@ def _of_tests(asked: _Asked, arguments: list[str]) -> tuple[AuditReport, int]:
     return report, CLEAN
 
 
-@dataclass(slots=True)
 class _Found:
-    """A plugin that remembers the audit's."""
+    """A plugin that remembers the audit's, whose report is there once pytest has ended."""
 
-    audits: list[Any] = field(default_factory=list)
+    audited: Any = None
 
     def pytest_sessionfinish(self, session: Any) -> None:
-        found = session.config.pluginmanager.get_plugin("commitcast-audit")
-        if found is not None:
-            self.audits.append(found)
+        self.audited = session.config.pluginmanager.get_plugin("commitcast-audit")
+
+    @property
+    def report(self) -> AuditReport | None:
+        found: AuditReport | None = None if self.audited is None else self.audited.report
+        return found
 
 
 @contextlib.contextmanager

@@ -91,9 +91,7 @@ class Shadow:
         For whom the Shadow is handed to, as ``commitcast audit --config`` does. Call it before the
         first send.
         """
-        self._judge.options = self._judge.options.with_(
-            judges, user_of, may_see, is_notice, ignore
-        )
+        self._judge.options = self._judge.options.with_(judges, user_of, may_see, is_notice, ignore)
 
     def install(self) -> Self:
         """Begin to watch; again does nothing. Install it before the app opens connections.

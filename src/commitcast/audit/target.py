@@ -72,7 +72,9 @@ def load_app(named: str, *, factory: bool) -> Any:
             raise WrongUse(f"{named} is no function without arguments; leave --factory away")
         found = found()
     elif inspect.isroutine(found) and _takes(found, 0) and not _takes(found, 3):
-        raise WrongUse(f"{named} is a function without arguments; if it makes the app, add --factory")
+        raise WrongUse(
+            f"{named} is a function without arguments; if it makes the app, add --factory"
+        )
     if not callable(found) or not _takes(found, 3):
         raise WrongUse(
             f"{named} is not an ASGI app but {type(found).__name__}; name the FastAPI or Starlette "

@@ -44,7 +44,7 @@ def to_text(report: AuditReport) -> str:
 
 def _lines(report: AuditReport) -> Iterator[str]:
     overall = report.score.overall
-    score = "–" if overall is None else f"{rounded(overall):g}"
+    score = "?" if overall is None else f"{rounded(overall):g}"
     yield (
         f"Score {score} of 100: {_of(report.sends, 'send')}, "
         f"{_of(report.transactions, 'transaction')} with changes, "
@@ -81,7 +81,7 @@ def _finding(finding: Finding) -> Iterator[str]:
     parts = [
         f"{finding.site} in {finding.site.function}",
         finding.kind.value,
-        f"×{finding.count}",
+        f"{finding.count} times" if finding.count > 1 else "once",
         ", ".join(finding.event_types),
     ]
     if finding.worst_ms is not None:

@@ -172,6 +172,14 @@ class Judge:
             self._await_notice(work.began, work.dropped or [], where, task)
             work.dropped = None
 
+    def never_written(self, held: list[Held]) -> None:
+        """A session was rolled back whose changes the database refused, and these told of them."""
+        with self.lock:
+            self._transactions += 1
+            self._rolled_back += 1
+            began = min(each.send.at for each in held)
+            self._await_notice(began, held, callsite.lines(), current_task())
+
     def learn(
         self, send: Send, outcome: Outcome, cause: Chain = (), at: float | None = None
     ) -> None:

@@ -58,6 +58,9 @@ class Rollbacks:
         self._told = told
         self._untold = untold
         self._pending: dict[Rollback, None] = {}
+        self._unseen: dict[Rollback, None] = {}
+        """Those of which nothing was shown, so that doing it again makes them good."""
+        self._watched: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
 
     def add(self, rollback: Rollback, task: asyncio.Task[Any] | None) -> None:
         """Begin to wait, unless it was told already; `task` is whose work it was."""
@@ -71,8 +74,12 @@ class Rollbacks:
             return
         if task is not None:
             rollback.task = weakref.ref(task)
-            task.add_done_callback(self._task_over)
+            if task not in self._watched:
+                self._watched.add(task)
+                task.add_done_callback(self._task_over)
         self._pending[rollback] = None
+        if not rollback.was_shown:
+            self._unseen[rollback] = None
         if len(self._pending) > MOST_PENDING:
             self._end(next(iter(self._pending)))
 
@@ -102,15 +109,15 @@ class Rollbacks:
 
     def statement_succeeded(self) -> None:
         """What the same request or task does next made a rollback good that nobody had seen."""
-        if not self._pending:
+        if not self._unseen:
             return
         unit, task = current_unit.get(), current_task()
-        for rollback in list(self._pending):
+        for rollback in list(self._unseen):
             same = rollback.unit is unit if unit is not None else False
             if not same and task is not None and rollback.task is not None:
                 same = rollback.task() is task
-            if same and not rollback.was_shown:
-                self._pending.pop(rollback, None)
+            if same:
+                self._drop(rollback)
 
     def gone(self, channel: Channel) -> None:
         """A client has left: there is nobody there to be told."""
@@ -119,7 +126,7 @@ class Rollbacks:
             if channel in rollback.shown:
                 rollback.shown.remove(channel)
                 if not rollback.shown:
-                    self._pending.pop(rollback, None)
+                    self._drop(rollback)
 
     def unit_over(self, unit: Unit) -> None:
         """A request has ended."""
@@ -144,11 +151,15 @@ class Rollbacks:
             self._end(rollback)
 
     def _tell(self, rollback: Rollback, at: float) -> None:
-        if rollback in self._pending:
-            del self._pending[rollback]
+        if self._drop(rollback):
             self._told(rollback, max(0.0, (at - rollback.at) * 1_000))
 
     def _end(self, rollback: Rollback) -> None:
-        if rollback in self._pending:
-            del self._pending[rollback]
+        if self._drop(rollback):
             self._untold(rollback)
+
+    def _drop(self, rollback: Rollback) -> bool:
+        found = rollback in self._pending
+        self._pending.pop(rollback, None)
+        self._unseen.pop(rollback, None)
+        return found

@@ -50,6 +50,8 @@ class _Note:
     conns: list[weakref.ref[Connection]] = field(default_factory=list)
     holding: Holding = field(default_factory=Holding)
     added: callsite.Chain = ()
+    flushed: bool = False
+    """Something reached the database in this transaction, so that its rollback is a work's."""
 
 
 def unflushed(session: Session) -> bool:
@@ -168,6 +170,7 @@ class Sessions:
     def _after_flush(self, session: Session, _context: Any) -> None:
         note = self._note(session)
         works = self._works(note)
+        note.flushed = note.flushed or bool(works)
         self._judge.states.flushed(session, works)
         for held in note.holding.take():
             for work in works:
@@ -185,6 +188,8 @@ class Sessions:
             return
         if note.holding.sends:
             lost = unflushed(session)
+            if lost and not note.flushed:
+                self._judge.never_written(note.holding.sends)
             self._release(note, Outcome.ROLLED_BACK if lost else Outcome.NOTHING)
         if self._joined_commits and not session.in_nested_transaction():
             for work in self._judge.transactions.works_on(self._conns(note)):
@@ -199,6 +204,7 @@ class Sessions:
         note.cycle += 1
         note.conns = []
         note.added = ()
+        note.flushed = False
 
     def _settle_joined(self, note: _Note) -> None:
         for work in self._works(note):

@@ -258,39 +258,28 @@ class Relay:
             return list(rows)
 
     async def _deliver_stream(self, stream_id: int, stream: str, delivered: int) -> None:
-        epoch: str | None = None
-        while True:
-            async with self._reader.connect() as conn:
-                page = await self._log.page(conn, stream, delivered, self._page_events)
-            if page.head.epoch != (epoch or page.head.epoch):
-                return  # erased and made again meanwhile: the next round begins it anew
-            epoch = page.head.epoch
-            if page.head.tail > delivered + 1:
-                _logger.error(
-                    "commitcast: events %d to %d of %s were trimmed before they were delivered; "
-                    "keep events longer",
-                    delivered + 1, page.head.tail - 1, stream,
-                )  # fmt: skip
-                delivered = page.head.tail - 1
-                await self._confirm(stream_id, delivered)
-            if not page.events:
-                return
-            reached = delivered
-            failed = False
-            try:
-                for event in page.events:
-                    if not self._owns():
-                        raise _LeaseLost
-                    if not await self._hand_over(event):
-                        failed = True
-                        break
-                    reached = event.offset
-            finally:
-                if reached > delivered:
-                    await self._confirm_even_if_stopped(stream_id, reached)
-            if failed:
-                return
-            delivered = reached
+        """Deliver one page: who never pauses must not hold up the streams of the next round."""
+        async with self._reader.connect() as conn:
+            page = await self._log.page(conn, stream, delivered, self._page_events)
+        if page.head.tail > delivered + 1:
+            _logger.error(
+                "commitcast: events %d to %d of %s were trimmed before they were delivered; "
+                "keep events longer",
+                delivered + 1, page.head.tail - 1, stream,
+            )  # fmt: skip
+            delivered = page.head.tail - 1
+            await self._confirm(stream_id, delivered)
+        reached = delivered
+        try:
+            for event in page.events:
+                if not self._owns():
+                    raise _LeaseLost
+                if not await self._hand_over(event):
+                    break
+                reached = event.offset
+        finally:
+            if reached > delivered:
+                await self._confirm_even_if_stopped(stream_id, reached)
 
     async def _hand_over(self, event: CommittedEvent) -> bool:
         try:

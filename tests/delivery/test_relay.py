@@ -127,6 +127,25 @@ async def test_g3_an_event_that_was_refused_is_tried_again_and_holds_up_only_its
     assert layer.of("thread:sick") == [1, 2, 3]
 
 
+async def test_g3_a_stream_that_never_pauses_does_not_hold_up_the_others(
+    database: Database,
+) -> None:
+    """Each event of the busy stream is followed by its next one before it is confirmed."""
+    engine, layer = database.engine(), SocketLayer()
+
+    async def deliver(event: CommittedEvent) -> None:
+        if event.stream == "thread:busy" and not layer.of("thread:quiet"):
+            if len(layer.of("thread:busy")) == 2:
+                await say(engine, "thread:quiet", 0)
+            await say(engine, "thread:busy", event.data["n"] + 1)
+        layer.send(event)
+
+    async with database.coordinator(engine, deliver=deliver):
+        await say(engine, "thread:busy", 0)
+        await layer.until(lambda: layer.of("thread:quiet") or len(layer.taken) > 60)
+    assert layer.of("thread:quiet") == [0]
+
+
 async def test_g3_the_relay_survives_a_database_error_in_the_middle_of_a_delivery(
     database: Database,
 ) -> None:

@@ -136,6 +136,7 @@ async def test_g3_g5_a_percentage_that_moves_under_load_loses_and_doubles_nothin
     assert sum(map(len, rows.values())) == POSTS
     for reader in chat.readers:
         check(reader, rows[reader.thread])
+    for reader in chat.readers:
         ways: dict[int, str] = {}
         for frame in reader.frames:
             way = ways.setdefault(frame["data"]["id"], frame["way"])

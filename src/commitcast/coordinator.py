@@ -237,10 +237,8 @@ class Coordinator:
         def keep(proven: Invariants) -> None:
             self._proven = proven
 
-        if self._reader is None:  # pragma: no cover - looked at on entering
-            raise NotRunning("delivery needs an async engine")
         return Prover(
-            self._reader, delivery, self.health, self.settings, keep=keep, with_operations=with_operations,
+            delivery, self.health, self.settings, keep=keep, with_operations=with_operations,
             relay=None if self._deliver is None else self._relay_name,
         )  # fmt: skip
 

@@ -25,9 +25,9 @@ from commitcast.feed import Feed, Memory
 _T = TypeVar("_T")
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from commitcast.event import CommittedEvent
     from commitcast.log import Head, Log, Page, Written
@@ -335,12 +335,18 @@ class Delivery:
 
     # --- the database ---------------------------------------------------------------------
 
-    async def _heads(self, names: list[str]) -> dict[str, Head]:
+    @contextlib.asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """A connection to read with, one of ``read_connections``; for a short time."""
         async with (
             self._connections,
             asyncio.timeout(_READ_DEADLINE_S),
             self._engine.connect() as conn,
         ):
+            yield conn
+
+    async def _heads(self, names: list[str]) -> dict[str, Head]:
+        async with self.reading() as conn:
             heads = await self.log.heads(conn, names)
         self._last_read = time.monotonic()
         return heads
@@ -353,11 +359,7 @@ class Delivery:
             if not self._open or (unless is not None and unless()):
                 raise SubscriptionClosed("", None, "closed while the log was read")
             try:
-                async with (
-                    self._connections,
-                    asyncio.timeout(_READ_DEADLINE_S),
-                    self._engine.connect() as conn,
-                ):
+                async with self.reading() as conn:
                     result = await read(conn)
             except Exception as error:  # noqa: BLE001 - drivers raise errors of their own on connect
                 _logger.warning("commitcast: reading the log again: %s", type(error).__name__)

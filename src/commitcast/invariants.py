@@ -33,7 +33,7 @@ from commitcast.retention import ERASED_TYPE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
     from commitcast.delivery import Delivery
     from commitcast.health import CoordinationHealthMonitor
@@ -45,7 +45,6 @@ HEADS: Final = "invariant.heads"
 OVERDUE: Final = "invariant.overdue"
 NOTICES: Final = "invariant.notices"
 
-_DEADLINE_S: Final = 15.0
 _STREAMS_AT_ONCE: Final = 500
 _UNDELIVERED_AT_MOST: Final = 1_000
 _BROKEN_AT_MOST: Final = 100
@@ -87,11 +86,10 @@ class Invariants:
 
 
 class Prover:
-    """Asks the database, through the engine that delivery reads with."""
+    """Asks the database, on a connection of those that delivery reads with."""
 
     def __init__(
         self,
-        engine: AsyncEngine,
         delivery: Delivery,
         health: CoordinationHealthMonitor,
         settings: Settings,
@@ -100,7 +98,6 @@ class Prover:
         with_operations: bool,
         keep: Callable[[Invariants], None],
     ) -> None:
-        self._engine = engine
         self._delivery = delivery
         self._log = delivery.log
         self._tables = delivery.log.tables
@@ -123,7 +120,7 @@ class Prover:
         """Ask, record, and compare scores with the limits of alerts."""
         at = datetime.now(UTC)
         try:
-            async with asyncio.timeout(_DEADLINE_S), self._engine.connect() as conn:
+            async with self._delivery.reading() as conn:
                 proven = await self._ask(conn, at)
         except Exception as error:  # noqa: BLE001 - drivers raise errors of their own on connect
             _logger.warning("commitcast: invariants are not known: %s", type(error).__name__)

@@ -10,6 +10,7 @@ from sqlalchemy import inspect
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from commitcast.bench.client import Measured
+from commitcast.bench.programs import HEALTH_PROGRAMS, PROGRAMS
 from commitcast.bench.report import as_json, header, line, rows
 
 if TYPE_CHECKING:
@@ -33,6 +34,19 @@ def test_a_ratio_is_the_median_of_what_each_round_gave() -> None:
     plain, coordinated = rows(16, turns)
     assert (plain.figures.ratio, coordinated.figures.ratio) == (1.0, 0.9)
     assert (plain.figures.ops_per_s, coordinated.figures.ops_per_s) == (100, 90)
+
+
+def test_the_ratio_of_full_health_is_to_none_in_the_same_round() -> None:
+    turns = [
+        {
+            "plain": measured(200, 1),
+            "health_off": measured(off, 1),
+            "health_full": measured(full, 1),
+        }
+        for off, full in ((100, 98), (10, 9.8), (50, 25))
+    ]
+    ratios = [row.figures.ratio for row in rows(16, turns)]
+    assert ratios == [1.0, 0.25, 0.98]
 
 
 def test_percentiles_are_over_the_operations_of_all_rounds() -> None:
@@ -59,10 +73,21 @@ def test_the_table_and_the_json_show_the_same_rows() -> None:
     assert len(line(row)) == len(header())
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+@pytest.mark.parametrize(
+    ("kind", "options", "programs"),
+    [
+        ("sqlite", [], PROGRAMS),
+        ("postgresql", [], PROGRAMS),
+        ("sqlite", ["--health"], HEALTH_PROGRAMS),
+    ],
+)
 @pytest.mark.anyio
 async def test_the_command_measures_each_program_and_leaves_nothing_behind(
-    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+    kind: str,
+    options: list[str],
+    programs: tuple[str, ...],
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
 ) -> None:
     url: URL | str = f"sqlite+aiosqlite:///{tmp_path}/bench.db"
     if kind == "postgresql":
@@ -70,7 +95,7 @@ async def test_the_command_measures_each_program_and_leaves_nothing_behind(
     done = subprocess.run(  # noqa: ASYNC221 - nothing else runs meanwhile
         [
             sys.executable, "-m", "commitcast", "bench", "--json", "--database-url", str(url),
-            "--concurrency", "1,3", "--seconds", "0.2", "--rounds", "1",
+            "--concurrency", "1,3", "--seconds", "0.2", "--rounds", "1", *options,
         ],
         capture_output=True,
         text=True,
@@ -80,9 +105,7 @@ async def test_the_command_measures_each_program_and_leaves_nothing_behind(
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)["rows"]
     assert [(row["program"], row["concurrency"]) for row in found] == [
-        (program, concurrency)
-        for concurrency in (1, 3)
-        for program in ("plain", "control", "coordinated", "operation")
+        (program, concurrency) for concurrency in (1, 3) for program in programs
     ]
     assert all(row["ops_per_s"] > 0 and 0 < row["p50_ms"] <= row["p99_ms"] for row in found)
     engine = create_async_engine(url)

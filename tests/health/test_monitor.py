@@ -79,6 +79,7 @@ STEPS = st.tuples(
     TYPES,
     st.sampled_from(sorted(WEIGHTS)),
     GAPS,
+    st.sampled_from([1, 1, 3, 30]),  # how many of them
 )
 
 
@@ -92,13 +93,13 @@ def everything(score: HealthScore) -> dict[str, float | None]:
 
 @settings(max_examples=150, deadline=None)
 @given(
-    steps=st.lists(STEPS, max_size=60),
+    steps=st.lists(STEPS, max_size=40),
     kept=st.integers(1, 30),
     asked=st.integers(1, 40),
     thresholds=st.dictionaries(st.sampled_from(sorted(WEIGHTS)), st.floats(0, 500)),
 )
 def test_scores_are_those_of_an_independent_computation_from_the_raw_record(
-    steps: list[tuple[float, str, str, float | None]],
+    steps: list[tuple[float, str, str, float | None, int]],
     kept: int,
     asked: int,
     thresholds: dict[LayerPair | str, float],
@@ -106,10 +107,11 @@ def test_scores_are_those_of_an_independent_computation_from_the_raw_record(
     clock = Clock()
     monitor = CoordinationHealthMonitor(window_minutes=kept, thresholds_ms=thresholds, clock=clock)
     record = Record({**THRESHOLDS, **{str(k): v for k, v in thresholds.items()}})
-    for seconds, kind, pair, gap in steps:
+    for seconds, kind, pair, gap, times in steps:
         clock.now += seconds
-        monitor.track_coordination_event(kind, pair, gap)
-        record.steps.append(Step(int(clock.now // 60), kind, pair, gap))
+        for _ in range(times):
+            monitor.track_coordination_event(kind, pair, gap)
+            record.steps.append(Step(int(clock.now // 60), kind, pair, gap))
         score = monitor.get_health_score(asked)
         left = record.since(int(clock.now // 60) - min(asked, kept) + 1)
         expected: dict[str, float | None] = {"overall": record.score(left)}

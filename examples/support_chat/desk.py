@@ -139,7 +139,7 @@ class Desk:
                 STAFF, rated
             )
             try:
-                await session.commit()
+                await session.commit()  # fault: rollback_not_told
             except IntegrityError:
                 logger.warning("ticket %s has a rating", ticket_id)
                 return False

@@ -62,6 +62,8 @@ def _lines(report: AuditReport) -> Iterator[str]:
     if not report.findings:
         yield ""
         yield "Nothing was found: all that was sent was committed, and all that failed was told."
+        if any(counts.late for counts in report.score.counts.values()):
+            yield "Late is what took longer than its threshold (docs/health.md)."
         return
     yield ""
     yield "Breaches"

@@ -143,6 +143,24 @@ async def test_a_heartbeat_beside_an_open_transaction_is_right(
     assert_right(shadow, sends=2)
 
 
+async def test_sending_to_all_at_once_after_the_commit_is_right_and_timed(
+    stage: Stage, shadow: Shadow
+) -> None:
+    @stage.app.post("/notes")
+    async def add(text: str) -> None:
+        async with stage.sessions.begin() as session:
+            session.add(Note(text=text))
+        sockets = stage.hub.active_connections
+        await asyncio.gather(*(socket.send_json({"type": "note"}) for socket in sockets))
+
+    async with stage.served() as client, stage.reader() as one, stage.reader() as two:
+        await client.post("/notes?text=a")
+        await one.next()
+        await two.next()
+    assert_right(shadow, sends=2)
+    assert shadow.report().score.counts["database_socket"].steps == 2  # type: ignore[index]
+
+
 async def test_get_or_create_is_right(stage: Stage, shadow: Shadow) -> None:
     @stage.app.post("/notes")
     async def get_or_create(text: str) -> None:
@@ -246,11 +264,18 @@ async def test_a_send_in_a_task_begun_before_the_commit_is_found(
             await session.flush()
             await asyncio.create_task(tell(websocket))
             await session.commit()
+            row = await session.get_one(Note, 1)
+            row.text = "b"
+            await asyncio.wait_for(websocket.send_json({"type": "note"}), 20)  # here: modified
+            later = asyncio.create_task(websocket.send_json({"type": "note"}))  # here: later
+            await session.commit()
+            await later
 
     async with stage.served(), stage.reader("", "/tasks") as reader:
-        await reader.next()
-        await reader.next()
-    assert found(shadow) == {(BEFORE, line("task")): 1, (BEFORE, line("function")): 1}
+        for _ in range(4):
+            await reader.next()
+    marked = ("task", "function", "modified", "later")
+    assert found(shadow) == {(BEFORE, line(marker)): 1 for marker in marked}
 
 
 async def test_a_send_for_work_that_is_rolled_back_is_found(stage: Stage, shadow: Shadow) -> None:

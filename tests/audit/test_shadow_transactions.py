@@ -161,8 +161,11 @@ async def test_what_is_never_flushed_was_fine_unless_it_is_rolled_back(
     async with stage.sessions() as session:
         session.add(Note(text="a"))
         send({"type": "phantom"})  # here: never flushed
-        await session.rollback()
-    assert found(shadow) == {(ROLLED_BACK, line("never flushed")): 1}
+        await session.rollback()  # here: nor told
+    assert found(shadow) == {
+        (ROLLED_BACK, line("never flushed")): 1,
+        (UNTOLD, line("nor told")): 1,
+    }
     assert shadow.report().sends == 2
 
 
@@ -176,7 +179,7 @@ async def test_a_failed_flush_makes_what_was_sent_before_it_a_phantom(
         send({"type": "note"})
         with contextlib.suppress(DBAPIError):
             await session.commit()
-    assert kinds(shadow) == {ROLLED_BACK: 1}
+    assert kinds(shadow) == {ROLLED_BACK: 1, UNTOLD: 1}
 
 
 async def test_a_commit_that_the_server_answers_with_rollback_is_one(

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+import socketio
 from fastapi import FastAPI, WebSocket
 from fastapi.responses import JSONResponse
 from fastapi.sse import EventSourceResponse as FastAPIEvents
 from fastapi.sse import ServerSentEvent
 from sse_starlette.sse import EventSourceResponse
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.responses import StreamingResponse
 from starlette.routing import Mount, Route
@@ -217,7 +219,6 @@ def _broken(*_: object) -> Any:
 
 async def test_uninstalling_puts_everything_back(monitor: CoordinationHealthMonitor) -> None:
     import fastapi.routing
-    import socketio
     from sqlalchemy import create_engine
     from sqlalchemy.orm import Session
     from starlette.websockets import WebSocket as Socket
@@ -263,6 +264,30 @@ async def test_a_decorated_function_is_itself_without_a_judge(
     assert await push(1) == 2
     assert shadow.report().sends == 0
     assert inspect.unwrap(push).__name__ == "push"
+
+
+async def test_what_is_replaced_still_looks_like_a_coroutine_function(
+    stage: Stage, shadow: Shadow
+) -> None:
+    sent: list[str] = []
+
+    @shadow.sends
+    async def push(message: str) -> None:
+        sent.append(message)
+
+    @stage.app.websocket("/background")
+    async def background(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await BackgroundTask(websocket.send_json, {"type": "a"})()  # awaited, or run in a thread
+        await BackgroundTask(push, "b")()
+
+    async with stage.served(), stage.reader("", "/background") as reader:
+        assert (await reader.next())["type"] == "a"
+    assert sent == ["b"]
+    assert inspect.iscoroutinefunction(push)
+    assert inspect.iscoroutinefunction(socketio.AsyncServer.emit)
+    assert list(inspect.signature(WebSocket.send_json).parameters) == ["self", "data", "mode"]
+    assert shadow.report().sends == 2
 
 
 async def test_only_the_users_asked_for_are_judged(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import weakref
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, MutableMapping
 
     from commitcast.audit.callsite import Chain
+    from commitcast.audit.sessions import Note
     from commitcast.audit.work import Work
 
 
@@ -56,14 +58,16 @@ class Unit:
         return None if self._task is None else self._task()
 
 
+@dataclass(frozen=True, slots=True)
 class Origin:
     """Where and with what a send was called, if that is not where it runs."""
 
-    __slots__ = ("chain", "works")
-
-    def __init__(self, chain: Chain, works: tuple[Work, ...]) -> None:
-        self.chain = chain
-        self.works = works
+    chain: Chain
+    works: tuple[Work, ...]
+    notes: tuple[tuple[Note, int], ...]
+    """Sessions that had changes to flush, and in which of their transactions."""
+    committed_at: float | None
+    """When a COMMIT had just returned there."""
 
 
 current_unit: ContextVar[Unit | None] = ContextVar("commitcast_unit", default=None)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from commitcast.audit import callsite
 from commitcast.audit.channel import (
     Channel,
+    Origin,
     Unit,
     current_task,
     current_unit,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from commitcast.audit.callsite import Chain
     from commitcast.audit.message import Message
     from commitcast.audit.options import Options
+    from commitcast.audit.sessions import Note
     from commitcast.audit.work import Held, Work
     from commitcast.health import CoordinationHealthMonitor
 
@@ -88,25 +90,22 @@ class Judge:
         with self.lock:
             notice = options.is_notice(message.value)
             send = Send(message.event_type, channel, unit, at, notice)
-            works = self.transactions.current()
-            if called is not None:
-                works += tuple(w for w in called.works if w.open and w not in works)
-            works += self._of_generator(unit, chain, works)
-            whole = not inside_send.get()
-            if works or self.sessions.any_unflushed():
+            send.since = called.committed_at if called else self._just_committed()
+            works, notes = self._beside(called, unit, chain)
+            if works or notes:
                 send.chain = found()
                 for work in works:
                     if work.thread and callsite.meet(send.chain, work.last) is None:
                         send.chain += work.waiting()  # a thread has the event loop send for it
                     work.hold(send)
-                self.sessions.hold(send)
+                for note in notes:
+                    note.holding.add(send, note.added)
             if notice:
                 self.rollbacks.notice(channel, unit, at)
-            if not whole:
-                send.counted = False
+            whole = send.counted = not inside_send.get()
             self._isolation(message, send, found)
             if whole and self.states:
-                self._state(message, send, works, found)
+                self._state(message, send, tuple(works), found)
             return send
 
     def sent(self, send: Send) -> None:
@@ -118,20 +117,22 @@ class Judge:
             self._sends += 1
             if not send.held:
                 self._step(send.event_type, LayerPair.TRANSACTION_BOUNDARY, 0.0)
-                since = self.transactions.last_commit()
-                if since is not None and since > sent_at.get():
-                    self._step(send.event_type, LayerPair.DATABASE_SOCKET, (now - since) * 1_000)
+                if send.since is not None:
+                    gap = (now - send.since) * 1_000
+                    self._step(send.event_type, LayerPair.DATABASE_SOCKET, gap)
             sent_at.set(now)
 
     def failed(self, send: Send) -> None:
         """The send raised: nothing left."""
         send.void = True
 
-    def caller(self) -> tuple[Chain, tuple[Work, ...]]:
-        """Where a send is called, and the works open there; no lines if nothing may come of it."""
+    def caller(self) -> Origin:
+        """Where a send is called, and beside what; no lines if nothing may come of it."""
         works = self.transactions.current()
-        wanted = works or self.options.isolates or self.states or self.sessions.any_unflushed()
-        return (callsite.lines() if wanted else ()), works
+        notes = tuple((note, note.cycle) for note in self.sessions.unflushed())
+        wanted = works or notes or self.options.isolates or self.states
+        lines = callsite.lines() if wanted else ()
+        return Origin(lines, works, notes, self._just_committed())
 
     # --- being told of works --------------------------------------------------------------
 
@@ -225,18 +226,26 @@ class Judge:
 
     # --- judging --------------------------------------------------------------------------
 
-    def _of_generator(
-        self, unit: Unit | None, chain: Chain, known: tuple[Work, ...]
-    ) -> tuple[Work, ...]:
-        # A plain generator runs in threads, whose context variables do not come back.
-        if not chain or unit is None:
-            return ()
-        code = chain[0][0]
-        return tuple(
-            work
-            for work in self.transactions.of_unit(unit)
-            if work not in known and any(code is line[0] for line in work.last)
-        )
+    def _just_committed(self) -> float | None:
+        at = self.transactions.last_commit()
+        return at if at is not None and at > sent_at.get() else None
+
+    def _beside(
+        self, called: Origin | None, unit: Unit | None, generator: Chain
+    ) -> tuple[list[Work], list[Note]]:
+        works = list(self.transactions.current())
+        notes, flushed = self.sessions.carried(called)
+        more = flushed if called is None else [*called.works, *flushed]
+        if generator and unit is not None:
+            # A plain generator runs in threads, whose context variables do not come back.
+            code = generator[0][0]
+            begun = self.transactions.of_unit(unit)
+            more = [*more, *(w for w in begun if any(code is line[0] for line in w.last))]
+        for work in more:
+            if work.open and work not in works:
+                works.append(work)
+        notes += [note for note in self.sessions.unflushed() if note not in notes]
+        return works, notes
 
     def _judge(self, send: Send) -> None:
         if send.void or not send.counted:

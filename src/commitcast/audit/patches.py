@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+from types import MethodType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from commitcast.audit import wire
@@ -67,7 +68,6 @@ def judged_sending(current: Callable[[], Judge | None], function: _F) -> _F:
 
     if inspect.iscoroutinefunction(function):
 
-        @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             judge = current()
             if judge is None:
@@ -79,7 +79,7 @@ def judged_sending(current: Callable[[], Judge | None], function: _F) -> _F:
                 lambda: look(judge, args, kwargs),
             )
 
-        return cast("_F", _marked(call))
+        return cast("_F", _Coroutine(function, call))
 
     @functools.wraps(function)
     def call_plain(*args: Any, **kwargs: Any) -> Any:
@@ -129,11 +129,10 @@ def _producing(judge: Judge) -> Callable[[Any], Any]:
 
 def _carrying(judge: Judge) -> Callable[[Any], Any]:
     def make(original: Any) -> Any:
-        @functools.wraps(original)
         def call(*args: Any, **kwargs: Any) -> Any:
             return _carried(judge, _origin(judge), original(*args, **kwargs))
 
-        return _marked(call)
+        return _Coroutine(original, call)
 
     return make
 
@@ -154,12 +153,11 @@ def _emitting(judge: Judge) -> Callable[[Any], Any]:
 
         if inspect.iscoroutinefunction(original):
 
-            @functools.wraps(original)
             def call(*args: Any, **kwargs: Any) -> Any:
                 at = _origin(judge)
                 return _carried(judge, at, original(*args, **kwargs), lambda: look(args, kwargs))
 
-            return _marked(call)
+            return _Coroutine(original, call)
 
         @functools.wraps(original)
         def call_plain(*args: Any, **kwargs: Any) -> Any:
@@ -220,14 +218,28 @@ def _plainly(
 
 
 def _origin(judge: Judge) -> Origin | None:
-    found = judge.guarded(judge.caller)()
-    return None if found is None else Origin(*found)
+    return judge.guarded(judge.caller)()
 
 
-def _marked(call: _F) -> _F:
-    # Who asks whether it is a coroutine function is told what the original would have said.
-    mark = getattr(inspect, "markcoroutinefunction", None)  # from Python 3.12 on
-    return call if mark is None else cast("_F", mark(call))
+class _Coroutine:
+    """A function that returns a coroutine, and says so to who asks (`inspect.iscoroutinefunction`).
+
+    A background task is awaited or run in a thread by that answer. It looks like the original, and
+    is called at once, so that the line that calls is known.
+    """
+
+    def __init__(self, original: Any, call: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, original)
+        self._call = call
+        self.__code__ = original.__code__
+        self.__defaults__ = original.__defaults__
+        self.__kwdefaults__ = original.__kwdefaults__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(*args, **kwargs)
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else MethodType(self, instance)
 
 
 def _module(name: str) -> Any:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
     from sqlalchemy.orm import SessionTransaction
 
+    from commitcast.audit.channel import Origin
     from commitcast.audit.judge import Judge
-    from commitcast.audit.work import Send
 
 _MOST_SEEN: Final = 8
 
@@ -45,7 +45,10 @@ seen: ContextVar[tuple[_Seen, ...]] = ContextVar("commitcast_sessions", default=
 
 
 @dataclass(slots=True)
-class _Note:
+class Note:
+    """What is known of one session."""
+
+    session: weakref.ref[Session]
     cycle: int = 0
     conns: list[weakref.ref[Connection]] = field(default_factory=list)
     holding: Holding = field(default_factory=Holding)
@@ -72,7 +75,7 @@ class Sessions:
     def __init__(self, judge: Judge, *, joined_commits: bool) -> None:
         self._judge = judge
         self._joined_commits = joined_commits
-        self._notes: weakref.WeakKeyDictionary[Session, _Note] = weakref.WeakKeyDictionary()
+        self._notes: weakref.WeakKeyDictionary[Session, Note] = weakref.WeakKeyDictionary()
         listeners: tuple[tuple[str, Callable[..., Any]], ...] = (
             ("after_begin", self._after_begin),
             ("after_attach", self._after_attach),
@@ -93,14 +96,22 @@ class Sessions:
         for name, listener in self._listeners:
             sa_event.remove(Session, name, listener)
 
-    def hold(self, send: Send) -> None:
-        """Have a send wait for each session of this context that has changes to flush."""
-        for note in self._unflushed():
-            note.holding.add(send, note.added)
+    def carried(self, called: Origin | None) -> tuple[list[Note], list[Work]]:
+        """Of the sessions that had changes to flush where a send was called.
 
-    def any_unflushed(self) -> bool:
-        """Whether a session of this context has changes to flush."""
-        return any(True for _ in self._unflushed())
+        Those that still have them, and the works that these have become.
+        """
+        notes: list[Note] = []
+        works: list[Work] = []
+        for note, cycle in () if called is None else called.notes:
+            session = note.session()
+            if session is None or note.cycle != cycle:
+                continue
+            if unflushed(session):
+                notes.append(note)
+            else:
+                works += self._works(note)
+        return notes, works
 
     def whose(self) -> tuple[asyncio.Task[Any] | None, callsite.Chain]:
         """The task whose session is being closed by a task of SQLAlchemy's, and where it waits."""
@@ -116,8 +127,9 @@ class Sessions:
         for note in list(self._notes.values()):
             self._release(note, Outcome.NOTHING)
 
-    def _unflushed(self) -> list[_Note]:
-        found: list[_Note] = []
+    def unflushed(self) -> list[Note]:
+        """Of the sessions of this context that have changes to flush."""
+        found: list[Note] = []
         entries = seen.get()
         if not entries:
             return found
@@ -132,22 +144,24 @@ class Sessions:
                 found.append(note)
         return found
 
-    def _note(self, session: Session) -> _Note:
+    def _note(self, session: Session) -> Note:
         note = self._notes.get(session)
         if note is None:
-            note = self._notes[session] = _Note()
+            note = self._notes[session] = Note(weakref.ref(session))
         return note
 
     def _see(self, session: Session, cycle: int | None) -> None:
         task = current_task()
-        entries = seen.get()
-        for entry in entries:
-            same_task = task is None if entry.task is None else entry.task() is task
-            if entry.session() is session and same_task and (cycle is None or entry.cycle == cycle):
+        kept: list[_Seen] = []
+        for entry in seen.get():
+            session_of = entry.session()
+            same = session_of is session and task is (entry.task and entry.task())
+            if same and (cycle is None or entry.cycle == cycle):
                 return
-        kept = [e for e in entries if e.session() not in {None, session}][1 - _MOST_SEEN :]
+            if session_of is not None and not same:
+                kept.append(entry)
         where = None if task is None else weakref.ref(task)
-        seen.set((*kept, _Seen(weakref.ref(session), where, cycle)))
+        seen.set((*kept[1 - _MOST_SEEN :], _Seen(weakref.ref(session), where, cycle)))
 
     # --- what SQLAlchemy tells ------------------------------------------------------------
 
@@ -206,18 +220,18 @@ class Sessions:
         note.added = ()
         note.flushed = False
 
-    def _settle_joined(self, note: _Note) -> None:
+    def _settle_joined(self, note: Note) -> None:
         for work in self._works(note):
             if not work.committing:
                 self._judge.transactions.settle(work, Outcome.COMMITTED)
 
-    def _release(self, note: _Note, outcome: Outcome) -> None:
+    def _release(self, note: Note, outcome: Outcome) -> None:
         for held in note.holding.take():
             self._judge.learn(held.send, outcome, held.cause)
 
-    def _conns(self, note: _Note) -> list[Connection]:
+    def _conns(self, note: Note) -> list[Connection]:
         return [conn for known in note.conns if (conn := known()) is not None]
 
-    def _works(self, note: _Note) -> list[Work]:
+    def _works(self, note: Note) -> list[Work]:
         works = self._judge.transactions.works_on(self._conns(note))
         return [work for work in works if work.open]

@@ -53,6 +53,8 @@ class Send:
     waiting: int = 0
     """Works that have not ended."""
     held: bool = False
+    since: float | None = None
+    """When the COMMIT returned that it is the first send after."""
     counted: bool = True
     """False: part of a send that is judged as a whole."""
     void: bool = False

@@ -503,6 +503,8 @@ async def test_a_message_for_another_user_is_found(stage: Stage) -> None:
             await bob.next()
     assert found(shadow) == {(BreachKind.SENT_TO_ANOTHER_USER, line("everybody")): 1}
     assert shadow.report().sends == 4
+    counts = shadow.report().score.counts["isolation"]  # type: ignore[index]
+    assert (counts.steps, counts.broken) == (4, 1)
 
 
 async def test_a_state_told_before_its_row_has_it_is_found(stage: Stage, shadow: Shadow) -> None:

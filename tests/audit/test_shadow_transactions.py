@@ -213,6 +213,26 @@ async def test_a_commit_that_is_cut_off_is_no_untold_rollback(
     assert kinds(shadow) == {BEFORE: 1}
 
 
+async def test_a_commit_that_is_refused_is_a_rollback(
+    stage: Stage, shadow: Shadow, send: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise stage.engine.dialect.dbapi.OperationalError("deferred")  # type: ignore[union-attr]
+
+    async with stage.sessions() as session:
+        session.add(Note(text="a"))
+        await session.flush()
+        send({"type": "note"})  # here: refused
+        monkeypatch.setattr(stage.engine.dialect, "do_commit", refuse)
+        with contextlib.suppress(DBAPIError):
+            await session.commit()  # here: commit refused
+        monkeypatch.undo()
+    assert found(shadow) == {
+        (ROLLED_BACK, line("refused")): 1,
+        (UNTOLD, line("commit refused")): 1,
+    }
+
+
 async def test_a_connection_that_is_closed_without_a_commit_rolls_back(
     stage: Stage, shadow: Shadow, send: Any
 ) -> None:

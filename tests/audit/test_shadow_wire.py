@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 import socketio
-from fastapi import FastAPI, WebSocket
+from fastapi import Depends, FastAPI, WebSocket
 from fastapi.responses import JSONResponse
 from fastapi.sse import EventSourceResponse as FastAPIEvents
 from fastapi.sse import ServerSentEvent
@@ -29,6 +29,7 @@ from .stage import Note, Stage, found, line
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from sqlalchemy.ext.asyncio import AsyncSession
     from starlette.requests import Request
 
     from commitcast.health import CoordinationHealthMonitor
@@ -115,6 +116,28 @@ async def test_an_app_in_an_app_is_judged_once(shadow: Shadow) -> None:
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         assert (await client.get("/inner/events")).text == "data: a\n\n"
     assert shadow.report().sends == 1
+
+
+async def test_lines_do_not_reach_out_of_the_request(stage: Stage, shadow: Shadow) -> None:
+    async def session() -> AsyncIterator[AsyncSession]:
+        async with stage.sessions.begin() as opened:
+            opened.add(Note(text="a"))
+            await opened.flush()
+            yield opened
+
+    @shadow.sends
+    async def push(message: str) -> None:
+        del message
+
+    @stage.app.post("/notes")
+    async def add(_session: Any = Depends(session)) -> None:
+        await push("a")  # here: in the request
+
+    # The app runs in this function's task, whose lines would be what both have in common.
+    transport = httpx.ASGITransport(stage.app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        assert (await client.post("/notes")).status_code == 200
+    assert found(shadow) == {(BEFORE, line("in the request")): 1}
 
 
 async def test_an_asgi_app_of_any_kind_can_be_wrapped(shadow: Shadow) -> None:

@@ -271,9 +271,7 @@ class Transactions:
         if work is None:
             return
         # A COMMIT that was cut off may have happened: nothing says that it did not.
-        unknown = work.committing and not work.commit_failed
-        outcome = Outcome.COMMITTED if unknown else Outcome.ROLLED_BACK
-        self.settle(work, outcome)
+        self.settle(work, Outcome.COMMITTED if work.committing else Outcome.ROLLED_BACK)
 
     def _handle_error(self, context: ExceptionContext) -> None:
         conn = context.connection
@@ -281,8 +279,10 @@ class Transactions:
         if work is None:
             return
         work.aborted = True
-        if work.committing and not context.is_disconnect:
-            work.commit_failed = isinstance(context.original_exception, Exception)
+        answered = isinstance(context.original_exception, Exception) and not context.is_disconnect
+        if work.committing and answered:
+            # SQLAlchemy tells of no rollback after a COMMIT that was refused.
+            self.settle(work, Outcome.ROLLED_BACK)
 
 
 def _changed(cursor: Any, statement: str, context: Any) -> bool:

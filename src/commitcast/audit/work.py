@@ -129,7 +129,6 @@ class Work:
         "aborted",
         "announced",
         "began",
-        "commit_failed",
         "committed_at",
         "committing",
         "conn",
@@ -164,7 +163,7 @@ class Work:
         """Sends beside changes that were rolled back to a savepoint, the last time there were any."""
         self.states: dict[tuple[int, str], Any] = {}
         """What the session's objects say of watched rows: committed when this is."""
-        self.committing = self.commit_failed = self.aborted = self.ended = False
+        self.committing = self.aborted = self.ended = False
 
     @property
     def open(self) -> bool:

@@ -39,6 +39,8 @@ notes = Table("notes", MetaData(), Column("id", Integer, primary_key=True), Colu
 async def wrong(websocket):
     await websocket.accept()
     async for text in websocket.iter_text():
+        if text == "bye":
+            return await websocket.close()
         async with engine.begin() as conn:
             await conn.execute(insert(notes).values(text=text))
             await websocket.send_json({"type": "note.saved"})  # here
@@ -119,6 +121,8 @@ def test_a_note_is_saved():
     with TestClient(app) as client, client.websocket_connect("/wrong") as websocket:
         websocket.send_text("a")
         assert websocket.receive_json() == {{"type": "note.saved"}}
+        websocket.send_text("bye")  # so that the commit is not cut off by the end of the test
+        assert websocket.receive()["type"] == "websocket.close"
 """
 
 
@@ -151,9 +155,18 @@ def command(*arguments: str, **options: Any) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+def ended(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """What it printed; kills it if it does not end, for leaving its block waits for it."""
+    try:
+        return process.communicate(timeout=PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+
+
 def test_json_is_all_that_is_on_stdout_and_names_the_line(name: str) -> None:
     with command(f"{name}_app:app", "--port=0", f"--drive={name}_drive:wrong", "--json") as process:
-        out, err = process.communicate(timeout=PATIENCE_S)
+        out, err = ended(process)
     assert process.returncode == 1, err
     found = json.loads(out)
     assert (found["sends"], found["transactions"], found["rollbacks"]) == (3, 3, 0)
@@ -253,7 +266,7 @@ def test_ctrl_c_ends_the_audit_with_its_report(name: str) -> None:
         assert process.stderr is not None
         assert "serving on http://127.0.0.1:" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=PATIENCE_S)
+        out, err = ended(process)
     assert process.returncode == 3, err
     assert "No send was seen" in out
     assert "Traceback" not in err
@@ -270,7 +283,7 @@ def test_tests_are_run_with_the_plugin_and_pytests_arguments(name: str) -> None:
         "-p",
         "no:cacheprovider",
     ) as process:
-        out, err = process.communicate(timeout=PATIENCE_S)
+        out, err = ended(process)
     assert process.returncode == 1, err
     (finding,) = json.loads(out)["findings"]
     assert (finding["file"], finding["line"], finding["count"]) == (f"{name}_app.py", LINE, 1)

@@ -154,6 +154,8 @@ def _of_tests(asked: _Asked, arguments: list[str]) -> tuple[AuditReport, int]:
     check_there("the app", asked.app)
     found = _Found()
     own = ["-p", "commitcast", "--commitcast-audit", "--commitcast-fail-under=0"]
+    # The command has imported what pytest would rewrite; a suite may make warnings errors.
+    own += ["-W", "ignore:Module already imported so cannot be rewritten"]
     if asked.config is not None:
         own.append(f"--commitcast-config={asked.config}")
     status = pytest.main([*own, *arguments], plugins=[found])

@@ -8,10 +8,11 @@ WebSockets by one client process:
 - ``coordinated``: insert, `commitcast.emit`, commit; the event comes through a subscription;
 - ``operation``: the same announced before and settled after (`Coordinator.operation`).
 
-With ``--health`` it measures what recording the steps of health costs, in place of the last two:
+With ``--health`` it measures what recording the steps of health costs, in place of all but the first:
 
 - ``health_off``: ``coordinated`` with ``health="off"``;
-- ``health_full``: with ``health="full"``; its ratio is to ``health_off``, in each round.
+- ``health_control``: the same again, which shows the noise;
+- ``health_full``: with ``health="full"``. The ratios of both are to ``health_off``, in each round.
 
 Only the ratios of one run mean something; the absolute figures belong to the machine.
 """

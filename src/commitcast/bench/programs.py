@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
 PROGRAMS: Final = ("plain", "control", "coordinated", "operation")
-HEALTH_PROGRAMS: Final = ("plain", "control", "health_off", "health_full")
-"""``coordinated`` at two levels of health; ``health_full`` is compared with ``health_off``."""
+HEALTH_PROGRAMS: Final = ("plain", "health_off", "health_control", "health_full")
+"""``coordinated`` at two levels of health; the others are compared with ``health_off``."""
+_LEVELS: Final = {"health_off": "off", "health_control": "off", "health_full": "full"}
 
 _TYPE = "order.updated"
 _DATA: Final[dict[str, Any]] = {"id": 12345, "status": "shipped", "note": "x" * 220}
@@ -35,7 +36,7 @@ def application(program: str, engine: AsyncEngine) -> Starlette:
     """The app of one of the programs, serving ``/ws?user=NUMBER``."""
     if program in {"plain", "control"}:
         return _plain(engine)
-    level = program.removeprefix("health_") if program.startswith("health_") else None
+    level = _LEVELS.get(program)
     return _coordinated(engine, announced=program == "operation", health=level)
 
 

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 _COLUMNS = (
     "program", "at once", "ops/s", "p50 ms", "added", "p99 ms", "ratio", "commit→client p50", "p99",
 )  # fmt: skip
-BASELINES: Final = {"health_full": "health_off"}
+BASELINES: Final = {"health_full": "health_off", "health_control": "health_off"}
 """What a program's ratio is to, where it is not ``plain``."""
-_FORMAT = "{:<12} {:>7} {:>8} {:>8} {:>8} {:>8} {:>6} {:>18} {:>8}"
+_FORMAT = "{:<14} {:>7} {:>8} {:>8} {:>8} {:>8} {:>6} {:>18} {:>8}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Figures:
 
     `ops_per_s` is the median of the rounds; `p50_ms` and `p99_ms` are over all operations, from
     request to event as the client sees it, `p50_added_ms` what that is more than ``plain``'s; `ratio` is the median, over the rounds, of this
-    program's operations per second to those of ``plain`` (``health_full``: of ``health_off``) in the
+    program's operations per second to those of ``plain`` (``health_…``: of ``health_off``) in the
     same round.
     """
 

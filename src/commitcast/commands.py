@@ -198,6 +198,7 @@ def _add_optional() -> None:
     for target, name, module, extra in (
         (app, "demo", "commitcast.demo.command", "demo"),
         (app, "bench", "commitcast.bench.command", "bench"),
+        (app, "audit", "commitcast.audit.command", "audit"),
         (chaos, "kill", "commitcast.chaos.command", "chaos"),
         (chaos, "stop", "commitcast.chaos.command", "chaos"),
     ):

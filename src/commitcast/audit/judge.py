@@ -66,7 +66,7 @@ class Judge:
         self.sessions = Sessions(self, joined_commits=joined_commits)
         self.rollbacks = Rollbacks(self.clock, self._told, self._untold)
         self.states = States(self._apart)
-        self._options = options
+        self.options = options
         self._findings = Findings()
         self._sends = self._transactions = self._rolled_back = 0
         self._complained: set[str] = set()
@@ -78,7 +78,7 @@ class Judge:
 
         `chain` are lines of the app that wait for the send and are not on the stack.
         """
-        options = self._options
+        options = self.options
         if options.ignores(message.value):
             return None
         unit = current_unit.get()
@@ -130,7 +130,7 @@ class Judge:
         """Where a send is called, and beside what; no lines if nothing may come of it."""
         works = self.transactions.current()
         notes = tuple((note, note.cycle) for note in self.sessions.unflushed())
-        wanted = works or notes or self._options.isolates or self.states
+        wanted = works or notes or self.options.isolates or self.states
         lines = callsite.lines() if wanted else ()
         return Origin(lines, works, notes, self._just_committed())
 
@@ -271,7 +271,7 @@ class Judge:
         self, began: float, held: list[Held], where: Chain, task: asyncio.Task[Any] | None
     ) -> None:
         unit = current_unit.get()
-        if not self._options.judges(unit):
+        if not self.options.judges(unit):
             return
         shown: list[Channel] = []
         noticed: list[Channel] = []
@@ -297,7 +297,7 @@ class Judge:
         self._step("rollback", LayerPair.ROLLBACK_NOTIFICATION, None, detail)
 
     def _isolation(self, message: Message, send: Send, lines: _Lines) -> None:
-        allowed = self._options.may_see_it(send.channel, message.value)
+        allowed = self.options.may_see_it(send.channel, message.value)
         if allowed is None:
             return
         detail = ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from commitcast.audit.message import tells_failure
@@ -22,6 +22,11 @@ class Options:
     may_see: Callable[[str, Any], bool] | None = None
     notices: Callable[[Any], bool] | None = None
     ignored: Callable[[Any], bool] | None = None
+
+    def with_(self, *given: Callable[..., Any] | None) -> Options:
+        """These, and those of `given` that are not None, in the order of the fields."""
+        own = (getattr(self, field.name) for field in fields(self))
+        return Options(*(old if new is None else new for old, new in zip(own, given, strict=True)))
 
     @property
     def isolates(self) -> bool:

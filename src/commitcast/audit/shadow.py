@@ -77,6 +77,22 @@ class Shadow:
         """Whether it is watching."""
         return self in _installed
 
+    def configure(
+        self,
+        *,
+        judges: Callable[[str | None], bool] | None = None,
+        user_of: Callable[[Any], str | None] | None = None,
+        may_see: Callable[[str, Any], bool] | None = None,
+        is_notice: Callable[[Any], bool] | None = None,
+        ignore: Callable[[Any], bool] | None = None,
+    ) -> None:
+        """Give what was not given when it was made; the arguments are the constructor's.
+
+        For whom the Shadow is handed to, as ``commitcast audit --config`` does. Call it before the
+        first send.
+        """
+        self._judge.options = self._judge.options.with_(judges, user_of, may_see, is_notice, ignore)
+
     def install(self) -> Self:
         """Begin to watch; again does nothing. Install it before the app opens connections.
 

@@ -17,7 +17,7 @@ from sqlalchemy.engine import Engine, RootTransaction
 from sqlalchemy.pool import Pool
 
 from commitcast.audit import callsite
-from commitcast.audit.channel import current_task
+from commitcast.audit.channel import current_task, current_unit
 from commitcast.audit.work import Outcome, Work
 from commitcast.pending import buffers
 
@@ -125,8 +125,11 @@ class Transactions:
         return self._of_root.get(root) if isinstance(root, RootTransaction) else None
 
     def last_commit(self) -> float | None:
-        """When the last COMMIT of this context returned."""
-        times = [w.committed_at for w in open_works.get() if w.judge is self._judge]
+        """When the last COMMIT of this task, or of the request it works for, returned."""
+        unit = current_unit.get()
+        times: list[float | None] = []
+        if unit is not None and not unit.over:  # else the task may be as old as the process
+            times += [w.committed_at for w in open_works.get() if w.judge is self._judge]
         if (task := current_task()) is not None:
             times.append(self._commits.get(task))
         return max((at for at in times if at is not None), default=None)

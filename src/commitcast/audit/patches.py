@@ -9,7 +9,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from commitcast.audit import wire
-from commitcast.audit.channel import Channel, Origin, inside_send, origin
+from commitcast.audit.channel import Channel, Origin, Room, inside_send, origin
 from commitcast.audit.message import Message, of_arguments
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ class Patches:
         if socketio := _module("socketio"):
             for server in (socketio.AsyncServer, socketio.Server):
                 self._replace(server, "emit", _emitting(judge))
+                if hasattr(server, "_trigger_event"):
+                    self._replace(server, "_trigger_event", _answering(judge))
 
     def restore(self) -> None:
         """Put everything back."""
@@ -144,8 +146,7 @@ def _emitting(judge: Judge) -> Callable[[Any], Any]:
         def look(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             given = signature.bind(*args, **kwargs).arguments
             event, data = given["event"], given.get("data")
-            to = given.get("to") or given.get("room")
-            key = ("socketio", id(given["self"]), given.get("namespace"), str(to))
+            key = _room(given["self"], given.get("namespace"), given.get("to") or given.get("room"))
             value = {"type": event, "data": data}
             if isinstance(data, dict):
                 value = {**data, "type": event}
@@ -166,6 +167,38 @@ def _emitting(judge: Judge) -> Callable[[Any], Any]:
         return call_plain
 
     return make
+
+
+def _answering(judge: Judge) -> Callable[[Any], Any]:
+    def look(server: Any, namespace: Any, args: tuple[Any, ...], answer: Any) -> None:
+        if args:
+            parts = answer if isinstance(answer, tuple) else (answer,)
+            judge.answered(Channel(key=_room(server, namespace, args[0])), parts)
+
+    def make(original: Any) -> Any:
+        if inspect.iscoroutinefunction(original):
+
+            @functools.wraps(original)
+            async def trigger(self: Any, event: Any, namespace: Any, *args: Any) -> Any:
+                answer = await original(self, event, namespace, *args)
+                judge.guarded(look)(self, namespace, args, answer)
+                return answer
+
+            return trigger
+
+        @functools.wraps(original)
+        def trigger_plainly(self: Any, event: Any, namespace: Any, *args: Any) -> Any:
+            answer = original(self, event, namespace, *args)
+            judge.guarded(look)(self, namespace, args, answer)
+            return answer
+
+        return trigger_plainly
+
+    return make
+
+
+def _room(server: Any, namespace: Any, to: Any) -> Room:
+    return Room(id(server), namespace or "/", None if to is None else str(to))
 
 
 async def _carried(

@@ -228,6 +228,37 @@ async def test_a_dependency_that_commits_after_the_background_tasks_is_found(
     }
 
 
+# The same docs: what fails in a dependency after its yield, or in a background task, is not seen by who asked.
+@on_sqlite
+async def test_a_failure_after_the_answer_was_not_told(stage: Stage, shadow: Shadow) -> None:
+    async def get_db() -> AsyncIterator[AsyncSession]:
+        async with stage.sessions() as session:
+            yield session
+            await session.commit()  # here: after the answer
+
+    async def work() -> None:
+        async with stage.sessions.begin() as session:  # here: work
+            session.add(Run(status="noted"))
+            await session.flush()
+            raise ValueError
+
+    @stage.app.post("/notes")
+    async def add(db: AsyncSession = Depends(get_db)) -> dict[str, bool]:
+        db.add(Run(status="noted"))
+        await db.flush()
+        db.add(Note(text="a"))
+        return {"ok": True}
+
+    @stage.app.post("/work")
+    async def begin(tasks: BackgroundTasks) -> None:
+        tasks.add_task(work)
+
+    async with stage.served() as client:
+        for path in ("/notes", "/notes", "/work"):
+            assert (await client.post(path)).status_code == 200
+    assert found(shadow) == {(UNTOLD, line("after the answer")): 1, (UNTOLD, line("work")): 1}
+
+
 # "Call async code from a def endpoint" in many answers: asyncio.run in the endpoint's thread.
 @on_sqlite
 async def test_an_endpoint_that_runs_a_loop_of_its_own_is_named(
@@ -513,7 +544,7 @@ async def test_an_answer_that_says_error_has_told_whatever_its_status(
 
 # Agent sockets and video calls: "except WebSocketDisconnect: db.rollback()", who walked away saves nothing.
 @on_sqlite
-@pytest.mark.parametrize("how", ["while reading", "while sending", "while streaming"])
+@pytest.mark.parametrize("how", ["while reading", "while sending", "while streaming", "after it"])
 async def test_who_has_left_needs_no_notice(stage: Stage, shadow: Shadow, how: str) -> None:
     ready, done = asyncio.Event(), asyncio.Event()
 
@@ -541,6 +572,8 @@ async def test_who_has_left_needs_no_notice(stage: Stage, shadow: Shadow, how: s
             async with stage.sessions.begin() as db:
                 db.add(Note(text="draft"))
                 await db.flush()
+                if how == "after it":
+                    await db.rollback()
                 ready.set()
                 await asyncio.Event().wait()
         finally:
@@ -551,7 +584,7 @@ async def test_who_has_left_needs_no_notice(stage: Stage, shadow: Shadow, how: s
         return StreamingResponse(events(), media_type="text/event-stream")
 
     async with stage.served() as client:
-        if how == "while streaming":
+        if how in {"while streaming", "after it"}:
             async with client.stream("GET", "/events"):
                 await ready.wait()
         else:

@@ -13,7 +13,7 @@ from commitcast.audit.channel import Channel, Origin, Room, inside_send, origin
 from commitcast.audit.message import Message, of_arguments
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
     from commitcast.audit.judge import Judge
 
@@ -74,12 +74,8 @@ def judged_sending(current: Callable[[], Judge | None], function: _F) -> _F:
             judge = current()
             if judge is None:
                 return function(*args, **kwargs)
-            return _carried(
-                judge,
-                _origin(judge),
-                function(*args, **kwargs),
-                lambda: look(judge, args, kwargs),
-            )
+            sending = _Sending(function(*args, **kwargs))
+            return sending.carried(judge, lambda: look(judge, args, kwargs))
 
         return cast("_F", _Coroutine(function, call))
 
@@ -132,7 +128,7 @@ def _producing(judge: Judge) -> Callable[[Any], Any]:
 def _carrying(judge: Judge) -> Callable[[Any], Any]:
     def make(original: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
-            return _carried(judge, _origin(judge), original(*args, **kwargs))
+            return _Sending(original(*args, **kwargs)).carried(judge)
 
         return _Coroutine(original, call)
 
@@ -155,8 +151,8 @@ def _emitting(judge: Judge) -> Callable[[Any], Any]:
         if inspect.iscoroutinefunction(original):
 
             def call(*args: Any, **kwargs: Any) -> Any:
-                at = _origin(judge)
-                return _carried(judge, at, original(*args, **kwargs), lambda: look(args, kwargs))
+                sending = _Sending(original(*args, **kwargs))
+                return sending.carried(judge, lambda: look(args, kwargs))
 
             return _Coroutine(original, call)
 
@@ -201,31 +197,48 @@ def _room(server: Any, namespace: Any, to: Any) -> Room:
     return Room(id(server), namespace or "/", None if to is None else str(to))
 
 
-async def _carried(
-    judge: Judge,
-    called: Origin | None,
-    sending: Awaitable[Any],
-    look: Callable[[], Any] | None = None,
-) -> Any:
-    before = origin.set(called)
-    inner = None
-    try:
-        send = judge.guarded(look)() if look is not None else None
-        if look is not None:
-            inner = inside_send.set(True)
+class _Sending:
+    """A coroutine that sends, within one that carries where and beside what it was called."""
+
+    def __init__(self, coroutine: Any) -> None:
+        self._coroutine = coroutine
+
+    def __del__(self) -> None:
+        """Of two that are never begun, Python is to warn of the outer one only, as without it."""
+        close = getattr(self._coroutine, "close", None)
+        if close is not None:
+            close()
+
+    def carried(self, judge: Judge, look: Callable[[], Any] | None = None) -> Any:
+        """The outer coroutine."""
+        carried = self._carry(judge, _origin(judge), look)
+        for name in ("__name__", "__qualname__"):
+            if hasattr(self._coroutine, name):
+                setattr(carried, name, getattr(self._coroutine, name))
+        return carried
+
+    async def _carry(
+        self, judge: Judge, called: Origin | None, look: Callable[[], Any] | None
+    ) -> Any:
+        before = origin.set(called)
+        inner = None
         try:
-            result = await sending
-        except BaseException:
-            if send is not None:
-                judge.failed(send)
-            raise
-    finally:
-        if inner is not None:
-            inside_send.reset(inner)
-        origin.reset(before)
-    if send is not None:
-        judge.guarded(judge.sent)(send)
-    return result
+            send = judge.guarded(look)() if look is not None else None
+            if look is not None:
+                inner = inside_send.set(True)
+            try:
+                result = await self._coroutine
+            except BaseException:
+                if send is not None:
+                    judge.failed(send)
+                raise
+        finally:
+            if inner is not None:
+                inside_send.reset(inner)
+            origin.reset(before)
+        if send is not None:
+            judge.guarded(judge.sent)(send)
+        return result
 
 
 def _plainly(

@@ -29,13 +29,12 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from websockets.exceptions import ConnectionClosedError
 
 from commitcast.audit.report import BreachKind
+from commitcast.audit.shadow import Shadow
 
 from .stage import Note, Run, Stage, found, line
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
-
-    from commitcast.audit.shadow import Shadow
 
     from .stage import Reader
 
@@ -540,6 +539,32 @@ async def test_an_answer_that_says_error_has_told_whatever_its_status(
             assert (await client.post(f"/notes/{n}")).status_code == 200
     assert found(shadow) == {(UNTOLD, line("answered")): 1}
     assert shadow.report().rollbacks == len(answers)
+
+
+# A reward claim that another request has made: only the team knows that this answer tells of a failure. Lists, and
+# what a handler acknowledges with nothing, are not asked about.
+@on_sqlite
+async def test_a_team_may_say_which_answers_tell(stage: Stage) -> None:
+    shadow = Shadow(is_notice=lambda message: message.get("status") == "already_claimed")
+
+    @stage.app.post("/claim")
+    async def claim() -> dict[str, str]:
+        async with stage.sessions() as db:
+            db.add(Note(text="a"))
+            await db.flush()
+            await db.rollback()
+        return {"status": "already_claimed"}
+
+    @stage.app.get("/claims")
+    async def claims() -> list[str]:
+        return ["a"]
+
+    with shadow:
+        async with stage.served() as client:
+            await client.post("/claim")
+            assert (await client.get("/claims")).json() == ["a"]
+    assert_right(shadow, sends=0)
+    assert shadow.report().rollbacks == 1
 
 
 # Agent sockets and video calls: "except WebSocketDisconnect: db.rollback()", who walked away saves nothing.

@@ -6,6 +6,7 @@ import functools
 import logging
 import threading
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from commitcast.audit import callsite
@@ -128,7 +129,8 @@ class Judge:
         """A request is answered with these, one of which may tell that it failed."""
         with self.lock:
             unit = current_unit.get()
-            if any(self.options.is_notice(value) for value in values):
+            said = [value for value in values if isinstance(value, Mapping | str)]
+            if any(self.options.is_notice(value) for value in said):
                 self.rollbacks.notice(channel, unit, self.clock())
 
     def failed(self, send: Send) -> None:

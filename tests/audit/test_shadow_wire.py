@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import gc
 import inspect
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -311,6 +314,26 @@ async def test_what_is_replaced_still_looks_like_a_coroutine_function(
     assert inspect.iscoroutinefunction(socketio.AsyncServer.emit)
     assert list(inspect.signature(WebSocket.send_json).parameters) == ["self", "data", "mode"]
     assert shadow.report().sends == 2
+
+
+async def test_a_send_that_is_never_begun_warns_as_it_did(shadow: Shadow) -> None:
+    async def push(_message: str) -> None:
+        pass
+
+    watched = shadow.sends(push)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        task = asyncio.create_task(watched("a"))
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        watched("b").close()
+        gc.collect()
+        assert seen == []
+        watched("c")  # type: ignore[unused-coroutine]
+        gc.collect()
+    (warning,) = seen
+    assert str(warning.message) == f"coroutine '{push.__qualname__}' was never awaited"
 
 
 async def test_only_the_users_asked_for_are_judged(

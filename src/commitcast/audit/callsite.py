@@ -104,8 +104,10 @@ def waiting_task(task: asyncio.Task[Any] | None) -> Chain:
 
 def waiting_thread(ident: int | None) -> Chain:
     """The app's lines at which a thread waits for what it has an event loop do; innermost first."""
-    if ident is None or ident == threading.get_ident():
+    if ident is None:
         return ()
+    if ident == threading.get_ident():
+        return _outside()
     found: list[tuple[CodeType, int]] = []
     frame = sys._current_frames().get(ident)  # noqa: SLF001 - documented, for just this
     waits = False
@@ -118,6 +120,17 @@ def waiting_thread(ident: int | None) -> Chain:
             found.append((frame.f_code, frame.f_lineno))
         frame = frame.f_back
     return tuple(found[:_LONGEST]) if waits else ()
+
+
+def runs(ident: int, chain: Chain) -> bool:
+    """Whether a thread is still in one of the functions of a chain."""
+    codes = {code for code, _ in chain}
+    frame = sys._current_frames().get(ident)  # noqa: SLF001 - documented, for just this
+    for _ in range(_DEEPEST):
+        if frame is None or frame.f_code in codes:
+            break
+        frame = frame.f_back
+    return frame is not None
 
 
 def suspended(iterator: Any) -> Chain:
@@ -156,6 +169,22 @@ def call_site(code: CodeType, line: int) -> CallSite:
     here = Path.cwd()
     file = str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
     return CallSite(file, line, code.co_qualname.rpartition("<locals>.")[2])
+
+
+def _outside() -> Chain:
+    """The app's lines that wait for the event loop that runs here, as in a thread's asyncio.run."""
+    found: list[tuple[CodeType, int]] = []
+    frame = inspect.currentframe()
+    inside = True
+    for _ in range(_DEEPEST):
+        if frame is None or frame.f_code in _BOUNDARIES:
+            break
+        if frame.f_code.co_filename in _LOOPS:
+            inside = False
+        elif not inside and is_app(frame.f_code.co_filename):
+            found.append((frame.f_code, frame.f_lineno))
+        frame = frame.f_back
+    return tuple(found[:_LONGEST])
 
 
 def _current_greenlet() -> Any:

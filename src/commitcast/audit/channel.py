@@ -16,10 +16,26 @@ if TYPE_CHECKING:
     from commitcast.audit.work import Work
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """To whom a socket.io server emits."""
+
+    server: int
+    namespace: str
+    to: str | None
+    """None: everybody in the namespace."""
+
+    def holds(self, other: Hashable | None) -> bool:
+        """Whether who is in the other is in this one as well, as far as their names say."""
+        if not isinstance(other, Room) or self.to is not None:
+            return False
+        return (self.server, self.namespace) == (other.server, other.namespace)
+
+
 class Channel:
     """Where messages go: a connection, or what another library or function sends to."""
 
-    __slots__ = ("closed", "key", "produced", "scope", "streamed")
+    __slots__ = ("answered", "closed", "key", "produced", "scope", "streamed")
 
     def __init__(
         self, scope: MutableMapping[str, Any] | None = None, key: Hashable | None = None
@@ -27,7 +43,9 @@ class Channel:
         self.scope = scope
         self.key = key
         self.closed = False
-        """The client is gone."""
+        """The client is gone, or was cut off."""
+        self.answered = False
+        """Its response is complete, so that what fails after it is not seen by the client."""
         self.streamed = False
         """Its response judges what it sends, so that it is not judged again on its way."""
         self.produced = False
@@ -35,7 +53,11 @@ class Channel:
 
     def tells(self, other: Channel) -> bool:
         """Whether who reads the other also sees what is sent here."""
-        return self is other or (self.key is not None and self.key == other.key)
+        if self is other:
+            return True
+        if self.key is None or self.key == other.key:
+            return self.key is not None
+        return isinstance(self.key, Room) and self.key.holds(other.key)
 
 
 class Unit:

@@ -6,6 +6,7 @@ import functools
 import logging
 import threading
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from commitcast.audit import callsite
@@ -44,6 +45,8 @@ _T = TypeVar("_T")
 
 _logger = logging.getLogger("commitcast")
 
+_LONGEST_MS = 1_000.0
+"""What leaves longer after a COMMIT, such as a model's first token, hardly tells of it."""
 _SHORTEST_MS = 0.001
 """A send before its commit is never 0 ms ahead of it, however coarse the clock."""
 
@@ -117,10 +120,18 @@ class Judge:
             self._sends += 1
             if not send.held:
                 self._step(send.event_type, LayerPair.TRANSACTION_BOUNDARY, 0.0)
-                if send.since is not None:
-                    gap = (now - send.since) * 1_000
+                gap = 0.0 if send.since is None else (now - send.since) * 1_000
+                if 0 < gap <= _LONGEST_MS:
                     self._step(send.event_type, LayerPair.DATABASE_SOCKET, gap)
             sent_at.set(now)
+
+    def answered(self, channel: Channel, values: Iterable[Any]) -> None:
+        """A request is answered with these, one of which may tell that it failed."""
+        with self.lock:
+            unit = current_unit.get()
+            said = [value for value in values if isinstance(value, Mapping | str)]
+            if any(self.options.is_notice(value) for value in said):
+                self.rollbacks.notice(channel, unit, self.clock())
 
     def failed(self, send: Send) -> None:
         """The send raised: nothing left."""
@@ -241,6 +252,8 @@ class Judge:
             code = generator[0][0]
             begun = self.transactions.of_unit(unit)
             more = [*more, *(w for w in begun if any(code is line[0] for line in w.last))]
+        if unit is not None and unit.task() is current_task():
+            more = [*more, *(w for w in self.transactions.of_unit(unit) if w.left)]
         for work in more:
             if work.open and work not in works:
                 works.append(work)
@@ -283,6 +296,8 @@ class Judge:
             elif each.send.channel not in shown:
                 shown.append(each.send.channel)
         waiting = [c for c in shown if not c.closed and not any(n.tells(c) for n in noticed)]
+        if not shown and unit is not None and unit.channel.closed:
+            return
         if shown and not waiting and all(c.closed for c in shown):
             return
         found = Rollback(self.clock(), began, where, shown=waiting, was_shown=bool(shown))

@@ -16,6 +16,8 @@ _LONGEST_PARSED: Final = 1 << 20
 _TYPE_KEYS: Final = ("type", "event", "event_type", "kind", "action")
 _SAID_KEYS: Final = (*_TYPE_KEYS, "status", "state")
 _ERROR_KEYS: Final = ("error", "errors")
+_WENT_WELL_KEYS: Final = ("ok", "success")
+_FIELDS: Final = frozenset({"data", "event", "id", "retry"})
 _NAME: Final = re.compile(r"[A-Za-z_][\w.:/-]{0,63}")
 _FAILURE: Final = re.compile(
     r"error|fail|roll(ed)?[ _.-]?back|reject|denied|abort|not[ _.-]?saved|exception", re.IGNORECASE
@@ -37,16 +39,25 @@ def of_payload(payload: Any) -> Message:
 
 
 def of_stream(chunk: bytes | str) -> list[Message]:
-    """Of a chunk of ``text/event-stream``: its events; comments and bare fields are none."""
+    """Of a chunk of ``text/event-stream``: its events; comments and bare fields are none.
+
+    What has no field at all, such as lines of JSON, is one message.
+    """
     text = bytes(chunk).decode("utf-8", "replace") if not isinstance(chunk, str) else chunk
     found: list[Message] = []
-    for block in text.replace("\r\n", "\n").replace("\r", "\n").split("\n\n"):
+    blocks = text.replace("\r\n", "\n").replace("\r", "\n").split("\n\n")
+    for n, block in enumerate(blocks, 1):
         fields = [line.partition(":") for line in block.split("\n")]
         data = [v.removeprefix(" ") for name, _, v in fields if name == "data"]
         named = next((v.strip() for name, _, v in fields if name == "event"), None)
-        if data or named:
+        # An event that has a name only may get its data in the next chunk, if it is not ended here.
+        if data or (named and n < len(blocks)):
             value = _parsed("\n".join(data))
             found.append(Message(value, _name(named) or type_of(value)))
+        elif block.strip() and not any(
+            name in _FIELDS or (colon and not name) for name, colon, _ in fields
+        ):
+            found.append(of_payload(block.strip()))
     return found
 
 
@@ -77,10 +88,12 @@ def tells_failure(value: Any) -> bool:
     """Whether a message tells that something failed: the default of `Shadow`'s ``is_notice``.
 
     A record does whose type, event, kind, action, status or state says error, fail, rollback,
-    rejected, denied, aborted or not saved, or that has something under ``error`` or ``errors``; a
-    text if it begins so.
+    rejected, denied, aborted or not saved, or that has something under ``error`` or ``errors``, or
+    false under ``ok`` or ``success``; a text if it begins so.
     """
     if isinstance(value, Mapping):
+        if any(value.get(key) is False for key in _WENT_WELL_KEYS):
+            return True
         return any(bool(value.get(key)) for key in _ERROR_KEYS) or any(
             isinstance(said := value.get(key), str) and _FAILURE.search(said) is not None
             for key in _SAID_KEYS

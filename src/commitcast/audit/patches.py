@@ -9,11 +9,11 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from commitcast.audit import wire
-from commitcast.audit.channel import Channel, Origin, inside_send, origin
+from commitcast.audit.channel import Channel, Origin, Room, inside_send, origin
 from commitcast.audit.message import Message, of_arguments
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
     from commitcast.audit.judge import Judge
 
@@ -46,6 +46,8 @@ class Patches:
         if socketio := _module("socketio"):
             for server in (socketio.AsyncServer, socketio.Server):
                 self._replace(server, "emit", _emitting(judge))
+                if hasattr(server, "_trigger_event"):
+                    self._replace(server, "_trigger_event", _answering(judge))
 
     def restore(self) -> None:
         """Put everything back."""
@@ -72,12 +74,8 @@ def judged_sending(current: Callable[[], Judge | None], function: _F) -> _F:
             judge = current()
             if judge is None:
                 return function(*args, **kwargs)
-            return _carried(
-                judge,
-                _origin(judge),
-                function(*args, **kwargs),
-                lambda: look(judge, args, kwargs),
-            )
+            sending = _Sending(function(*args, **kwargs))
+            return sending.carried(judge, lambda: look(judge, args, kwargs))
 
         return cast("_F", _Coroutine(function, call))
 
@@ -130,7 +128,7 @@ def _producing(judge: Judge) -> Callable[[Any], Any]:
 def _carrying(judge: Judge) -> Callable[[Any], Any]:
     def make(original: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
-            return _carried(judge, _origin(judge), original(*args, **kwargs))
+            return _Sending(original(*args, **kwargs)).carried(judge)
 
         return _Coroutine(original, call)
 
@@ -144,8 +142,7 @@ def _emitting(judge: Judge) -> Callable[[Any], Any]:
         def look(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             given = signature.bind(*args, **kwargs).arguments
             event, data = given["event"], given.get("data")
-            to = given.get("to") or given.get("room")
-            key = ("socketio", id(given["self"]), given.get("namespace"), str(to))
+            key = _room(given["self"], given.get("namespace"), given.get("to") or given.get("room"))
             value = {"type": event, "data": data}
             if isinstance(data, dict):
                 value = {**data, "type": event}
@@ -154,8 +151,8 @@ def _emitting(judge: Judge) -> Callable[[Any], Any]:
         if inspect.iscoroutinefunction(original):
 
             def call(*args: Any, **kwargs: Any) -> Any:
-                at = _origin(judge)
-                return _carried(judge, at, original(*args, **kwargs), lambda: look(args, kwargs))
+                sending = _Sending(original(*args, **kwargs))
+                return sending.carried(judge, lambda: look(args, kwargs))
 
             return _Coroutine(original, call)
 
@@ -168,31 +165,80 @@ def _emitting(judge: Judge) -> Callable[[Any], Any]:
     return make
 
 
-async def _carried(
-    judge: Judge,
-    called: Origin | None,
-    sending: Awaitable[Any],
-    look: Callable[[], Any] | None = None,
-) -> Any:
-    before = origin.set(called)
-    inner = None
-    try:
-        send = judge.guarded(look)() if look is not None else None
-        if look is not None:
-            inner = inside_send.set(True)
+def _answering(judge: Judge) -> Callable[[Any], Any]:
+    def look(server: Any, namespace: Any, args: tuple[Any, ...], answer: Any) -> None:
+        if args:
+            parts = answer if isinstance(answer, tuple) else (answer,)
+            judge.answered(Channel(key=_room(server, namespace, args[0])), parts)
+
+    def make(original: Any) -> Any:
+        if inspect.iscoroutinefunction(original):
+
+            @functools.wraps(original)
+            async def trigger(self: Any, event: Any, namespace: Any, *args: Any) -> Any:
+                answer = await original(self, event, namespace, *args)
+                judge.guarded(look)(self, namespace, args, answer)
+                return answer
+
+            return trigger
+
+        @functools.wraps(original)
+        def trigger_plainly(self: Any, event: Any, namespace: Any, *args: Any) -> Any:
+            answer = original(self, event, namespace, *args)
+            judge.guarded(look)(self, namespace, args, answer)
+            return answer
+
+        return trigger_plainly
+
+    return make
+
+
+def _room(server: Any, namespace: Any, to: Any) -> Room:
+    return Room(id(server), namespace or "/", None if to is None else str(to))
+
+
+class _Sending:
+    """A coroutine that sends, within one that carries where and beside what it was called."""
+
+    def __init__(self, coroutine: Any) -> None:
+        self._coroutine = coroutine
+
+    def __del__(self) -> None:
+        """Of two that are never begun, Python is to warn of the outer one only, as without it."""
+        close = getattr(self._coroutine, "close", None)
+        if close is not None:
+            close()
+
+    def carried(self, judge: Judge, look: Callable[[], Any] | None = None) -> Any:
+        """The outer coroutine."""
+        carried = self._carry(judge, _origin(judge), look)
+        for name in ("__name__", "__qualname__"):
+            if hasattr(self._coroutine, name):
+                setattr(carried, name, getattr(self._coroutine, name))
+        return carried
+
+    async def _carry(
+        self, judge: Judge, called: Origin | None, look: Callable[[], Any] | None
+    ) -> Any:
+        before = origin.set(called)
+        inner = None
         try:
-            result = await sending
-        except BaseException:
-            if send is not None:
-                judge.failed(send)
-            raise
-    finally:
-        if inner is not None:
-            inside_send.reset(inner)
-        origin.reset(before)
-    if send is not None:
-        judge.guarded(judge.sent)(send)
-    return result
+            send = judge.guarded(look)() if look is not None else None
+            if look is not None:
+                inner = inside_send.set(True)
+            try:
+                result = await self._coroutine
+            except BaseException:
+                if send is not None:
+                    judge.failed(send)
+                raise
+        finally:
+            if inner is not None:
+                inside_send.reset(inner)
+            origin.reset(before)
+        if send is not None:
+            judge.guarded(judge.sent)(send)
+        return result
 
 
 def _plainly(

@@ -7,6 +7,7 @@ the request failed visibly (status 400 or above, an exception) or any notice wen
 from __future__ import annotations
 
 import weakref
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
     from commitcast.audit.callsite import Chain
 
 MOST_PENDING: Final = 1_000
+_MOST_HERE: Final = 8
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Rollback:
     """Work with changes that was rolled back."""
 
@@ -44,6 +46,27 @@ class Rollback:
         return unit_over and (own or task is None or task.done())
 
 
+_here: ContextVar[tuple[weakref.ref[Rollback], ...]] = ContextVar(
+    "commitcast_rollbacks", default=()
+)
+"""Those of this context, or of the one that it was made from: a worker serves no request."""
+_noticed_at: ContextVar[float] = ContextVar("commitcast_noticed_at", default=0.0)
+
+
+def _of_here(rollback: Rollback) -> bool:
+    return any(known() is rollback for known in _here.get())
+
+
+def _told_before(rollback: Rollback) -> bool:
+    unit = rollback.unit
+    noticed_at = _noticed_at.get()
+    if unit is not None:
+        if unit.refused_at is not None:
+            return True
+        noticed_at = max(noticed_at, unit.noticed_at or 0.0)
+    return noticed_at >= rollback.began
+
+
 class Rollbacks:
     """Waits for each to be told."""
 
@@ -64,12 +87,11 @@ class Rollbacks:
 
     def add(self, rollback: Rollback, task: asyncio.Task[Any] | None) -> None:
         """Begin to wait, unless it was told already; `task` is whose work it was."""
-        unit = rollback.unit
         if rollback.was_shown:
             if not rollback.shown:
                 self._told(rollback, 0.0)
                 return
-        elif unit is not None and (unit.refused_at or (unit.noticed_at or 0.0) >= rollback.began):
+        elif _told_before(rollback):
             self._told(rollback, 0.0)
             return
         if task is not None:
@@ -77,6 +99,7 @@ class Rollbacks:
             if task not in self._watched:
                 self._watched.add(task)
                 task.add_done_callback(self._task_over)
+        _here.set((*_here.get()[1 - _MOST_HERE :], weakref.ref(rollback)))
         self._pending[rollback] = None
         if not rollback.was_shown:
             self._unseen[rollback] = None
@@ -87,14 +110,15 @@ class Rollbacks:
         """A notice leaves."""
         if unit is not None:
             unit.noticed_at = at
+        _noticed_at.set(at)
         for rollback in list(self._pending):
             if rollback.was_shown:
                 rollback.shown = [c for c in rollback.shown if not channel.tells(c)]
                 done = not rollback.shown
             else:
-                done = rollback.unit is not None and (
-                    rollback.unit is unit or channel.tells(rollback.unit.channel)
-                )
+                done = _of_here(rollback)
+                if rollback.unit is not None and not done:
+                    done = rollback.unit is unit or channel.tells(rollback.unit.channel)
             if done:
                 self._tell(rollback, at)
 
@@ -113,7 +137,7 @@ class Rollbacks:
             return
         unit, task = current_unit.get(), current_task()
         for rollback in list(self._unseen):
-            same = rollback.unit is unit if unit is not None else False
+            same = rollback.unit is unit if unit is not None else _of_here(rollback)
             if not same and task is not None and rollback.task is not None:
                 same = rollback.task() is task
             if same:
@@ -123,7 +147,10 @@ class Rollbacks:
         """A client has left: there is nobody there to be told."""
         channel.closed = True
         for rollback in list(self._pending):
-            if channel in rollback.shown:
+            unit = rollback.unit
+            if not rollback.was_shown and unit is not None and unit.channel is channel:
+                self._drop(rollback)
+            elif channel in rollback.shown:
                 rollback.shown.remove(channel)
                 if not rollback.shown:
                     self._drop(rollback)

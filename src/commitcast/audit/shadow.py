@@ -61,8 +61,8 @@ class Shadow:
             user_of: who a connection belongs to, given its ASGI scope.
             may_see: whether a user may see a message. Isolation is judged if this and `user_of`
                 are given.
-            is_notice: whether a message tells of a failure; by default
-                `commitcast.audit.message.tells_failure`.
+            is_notice: whether a message, or the JSON answer of a request, tells of a failure; by
+                default `commitcast.audit.message.tells_failure`.
             ignore: whether a message is not judged, such as a ping.
             joined_commits: for tests: a commit of a session that joined an outer transaction, which
                 the test rolls back, counts as one.

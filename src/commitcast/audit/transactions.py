@@ -288,12 +288,11 @@ class Transactions:
 def _changed(cursor: Any, statement: str, context: Any) -> bool:
     if context is None:
         return changes(statement)
-    if context.isinsert:
-        return True
-    if context.isupdate or context.isdelete:
-        returning = getattr(context.compiled, "effective_returning", True)
-        return bool(returning) or getattr(cursor, "rowcount", -1) != 0
-    return changes(statement)
+    if not (context.isinsert or context.isupdate or context.isdelete or changes(statement)):
+        return False
+    # Where rows come back, SQLite counts them when they have been read.
+    counted = cursor.description is None
+    return not counted or getattr(cursor, "rowcount", -1) != 0
 
 
 def _announced(root: RootTransaction) -> bool:

@@ -27,6 +27,7 @@ _NO_FAILURES: Final = frozenset({1000, 1001, 1005})
 _STARTS: Final = frozenset({"http.response.start", "websocket.http.response.start"})
 _FAILED: Final = 400
 _NEAR: Final = 10
+_LONGEST_ANSWER: Final = 1 << 16
 
 
 async def serve(judge: Judge, app: App, scope: Scope, receive: Receive, send: Sender) -> None:
@@ -41,7 +42,7 @@ async def serve(judge: Judge, app: App, scope: Scope, receive: Receive, send: Se
     try:
         await app(scope, connection.receive, connection.send)
     except Exception:
-        judge.rollbacks.refused(connection.unit, judge.clock())
+        judge.guarded(connection.failed)()
         raise
     finally:
         connection.over()
@@ -63,6 +64,8 @@ class Connection:
         self._receive = receive
         self._send = send
         self._stream = Stream(judge, channel)
+        self._json = False
+        """What follows is the beginning of a JSON answer."""
         self.unit = Unit(channel)
 
     async def receive(self) -> Message:
@@ -72,7 +75,7 @@ class Connection:
             self._judge.guarded(self._judge.rollbacks.unit_over)(self.unit)
         message = await self._receive()
         if message["type"] in {"websocket.disconnect", "http.disconnect"}:
-            self._judge.guarded(self._judge.rollbacks.gone)(self._channel)
+            self._gone()
         if websocket:
             self.unit = Unit(self._channel)
             current_unit.set(self.unit)
@@ -82,7 +85,11 @@ class Connection:
     async def send(self, message: Message) -> None:
         """A message to the client."""
         sends = self._judge.guarded(self._look)(message) or []
-        await deliver(self._judge, sends, self._send, message)
+        try:
+            await deliver(self._judge, sends, self._send, message)
+        except OSError:  # what ASGI says of a client that has left
+            self._gone()
+            raise
 
     def _look(self, message: Message) -> list[Send]:
         kind = message["type"]
@@ -97,11 +104,33 @@ class Connection:
         if kind == "websocket.close":
             if message.get("code", 1000) not in _NO_FAILURES:
                 judge.rollbacks.notice(self._channel, current_unit.get(), judge.clock())
-        elif kind in _STARTS and message["status"] >= _FAILED:
-            judge.rollbacks.refused(current_unit.get() or self.unit, judge.clock())
+        elif kind in _STARTS:
+            self._json = _is_json(message)
+            if message["status"] >= _FAILED:
+                judge.rollbacks.refused(current_unit.get() or self.unit, judge.clock())
+        elif kind == "http.response.body":
+            if self._json:
+                self._json = False
+                judge.guarded(self._read)(message.get("body", b""))
+            self._channel.answered = not message.get("more_body", False)
         if not self._channel.streamed:
             return self._stream.look(message, ())
         return []
+
+    def _read(self, body: bytes) -> None:
+        if len(body) <= _LONGEST_ANSWER:
+            self._judge.answered(self._channel, (of_payload(body).value,))
+
+    def _gone(self) -> None:
+        if not self._channel.answered:
+            self._judge.guarded(self._judge.rollbacks.gone)(self._channel)
+
+    def failed(self) -> None:
+        """The app has raised, so that the server cuts the connection off as failed."""
+        rollbacks, at = self._judge.rollbacks, self._judge.clock()
+        if not self._channel.answered:
+            rollbacks.refused(self.unit, at)
+            rollbacks.notice(self._channel, self.unit, at)
 
     def over(self) -> None:
         """The app has returned."""
@@ -128,6 +157,11 @@ class Stream:
             ]
             return [send for send in found if send is not None]
         return []
+
+
+def _is_json(message: Message) -> bool:
+    headers = {bytes(k).lower(): bytes(v) for k, v in message.get("headers", ())}
+    return b"json" in headers.get(b"content-type", b"") and b"content-encoding" not in headers
 
 
 async def stream(

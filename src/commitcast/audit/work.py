@@ -217,6 +217,11 @@ class Work:
             return callsite.waiting_task(self.task())
         return callsite.waiting_thread(self.thread)
 
+    @property
+    def left(self) -> bool:
+        """Whether the function that changed it, in a thread, has returned and left it open."""
+        return self.thread is not None and not callsite.runs(self.thread, self.last)
+
     def over(self) -> bool:
         """Whether a COMMIT that was sent has returned, as far as SQLAlchemy knows."""
         conn, root = self.conn(), self.root()

@@ -376,17 +376,18 @@ class CoordinationHealthMonitor:
             *score.by_pair.items(),
         )
         sent: list[HealthAlert] = []
-        for layers, value in scores:
-            if value is None:
-                continue
-            below = layers in self._alerted
-            if not below and value < self.alert_below:
-                self._alerted.add(layers)
-            elif below and value >= self.recovered_above:
-                self._alerted.discard(layers)
-            else:
-                continue
-            sent.append(HealthAlert(layers, value, below, score.time_window_minutes))
+        with self._lock:  # two that check at once send an alert once
+            for layers, value in scores:
+                if value is None:
+                    continue
+                below = layers in self._alerted
+                if not below and value < self.alert_below:
+                    self._alerted.add(layers)
+                elif below and value >= self.recovered_above:
+                    self._alerted.discard(layers)
+                else:
+                    continue
+                sent.append(HealthAlert(layers, value, below, score.time_window_minutes))
         for alert in sent:
             self._send(alert)
         return sent

@@ -3,12 +3,16 @@
 Each end of a step is a reading of its own of the monitor's clock, at the place where it happens:
 COMMIT returned, handed to the readers, frame written, notice sent. An event that was read from the
 log has no time of COMMIT: it may come from another node, with which no clock is shared.
+
+A monitor of a team's own may raise; no commit, frame or settling fails for that.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 import threading
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from commitcast.health import LayerPair
 
@@ -18,8 +22,26 @@ if TYPE_CHECKING:
     from commitcast.event import CommittedEvent
     from commitcast.health import CoordinationHealthMonitor
 
+_logger = logging.getLogger("commitcast")
 _TOO_EARLY: Final = "handed to the readers before its COMMIT had returned"
 _NOT_ALLOWED: Final = "written to a reader whose access was withdrawn"
+
+
+def _whatever_it_raises(method: Callable[..., None]) -> Callable[..., None]:
+    """Log the first error of the monitor, and go on."""
+
+    @functools.wraps(method)
+    def safe(self: Steps, *args: Any, **named: Any) -> None:
+        try:
+            method(self, *args, **named)
+        except Exception as error:
+            if not self.failures:
+                _logger.exception(
+                    "commitcast: the health monitor raised %s (said once)", type(error).__name__
+                )
+            self.failures += 1
+
+    return safe
 
 
 class Steps:
@@ -34,17 +56,21 @@ class Steps:
         """Those that went to this node's readers from memory."""
         self.frames_written = 0
         """Events written to clients, each client counted."""
+        self.failures = 0
+        """How often the monitor raised."""
         self._lock = threading.Lock()
 
+    @_whatever_it_raises
     def committed(self, events: Sequence[CommittedEvent]) -> None:
         """COMMIT has just returned, in this thread."""
+        with self._lock:  # several threads may commit
+            self.events_committed += len(events)
         if self.health.full:
             now = self.clock()
             for event in events:
                 event.committed_at = now
-        with self._lock:  # several threads may commit
-            self.events_committed += len(events)
 
+    @_whatever_it_raises
     def handed_over(self, events: Sequence[CommittedEvent]) -> None:
         """They are about to be handed to the readers, in the event loop."""
         self.events_handed_over += len(events)
@@ -60,6 +86,7 @@ class Steps:
                 ahead_ms = (at - now) * 1000.0
                 track(event.type, LayerPair.TRANSACTION_BOUNDARY, max(ahead_ms, 0.0))
 
+    @_whatever_it_raises
     def frame_written(
         self, events: Sequence[CommittedEvent], *, since: float | None, allowed: bool | None
     ) -> None:
@@ -85,12 +112,14 @@ class Steps:
         for kind in (events[0].type,) if len(events) == 1 else {e.type for e in events}:
             track(kind, LayerPair.ISOLATION, gap, detail="" if allowed else _NOT_ALLOWED)
 
+    @_whatever_it_raises
     def delivered(self, event: CommittedEvent, committed_at: float) -> None:
         """A ``deliver`` callable returned."""
         if self.health.full:
             gap_ms = (self.clock() - committed_at) * 1000.0
             self.health.track_coordination_event(event.type, LayerPair.DATABASE_SOCKET, gap_ms)
 
+    @_whatever_it_raises
     def notice_sent(self, event_type: str, known_at: float, detail: str) -> None:
         """A rollback notification was handed over, of a failure that was known at `known_at`."""
         gap_ms = (self.clock() - known_at) * 1000.0

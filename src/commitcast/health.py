@@ -35,7 +35,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Container, Iterable, Mapping
 
 _logger = logging.getLogger("commitcast")
 
@@ -335,6 +335,17 @@ class CoordinationHealthMonitor:
             counts={pair: by_pair.get(pair, Counts()) for pair in LayerPair},
             time_window_minutes=window,
         )
+
+    def has_steps(self, layers: LayerPair, *, besides: Container[str] = ()) -> bool:
+        """Whether the window has any of a pair, of event types other than those."""
+        oldest = int(self.clock() // 60) - self.window_minutes + 1
+        with self._lock:
+            return any(
+                pair is layers and event_type not in besides
+                for slot in self._slots
+                if slot.minute >= oldest
+                for event_type, pair in slot.counts
+            )
 
     def totals(self) -> Mapping[LayerPair, Total]:
         """All steps since the monitor was made, a copy."""

@@ -23,6 +23,7 @@ what is recorded; recording takes the same time however much was recorded before
 
 from __future__ import annotations
 
+import inspect
 import logging
 import threading
 import time
@@ -371,7 +372,14 @@ class CoordinationHealthMonitor:
 
         Once when a score (overall, or of a pair) goes below `alert_below`, and once when it is
         `recovered_above` or more again. In between it is quiet, also without any steps.
+
+        Raises TypeError for an async function, which nobody would await.
         """
+        if inspect.iscoroutinefunction(callback):
+            raise TypeError(
+                f"{callback!r} is async, but alerts are sent by a plain call; give a function that "
+                "begins a task, or puts the alert in a queue"
+            )
         self._callbacks.append(callback)
 
     @property

@@ -302,3 +302,10 @@ def test_memory_does_not_grow_with_what_is_recorded() -> None:
 @pytest.mark.campaign
 def test_ten_million_steps_leave_memory_flat() -> None:
     assert _grown(10_000_000) < 100_000
+
+
+def test_an_async_callback_that_nobody_would_await_is_refused() -> None:
+    async def page(alert: HealthAlert) -> None: ...
+
+    with pytest.raises(TypeError, match="begins a task"):
+        CoordinationHealthMonitor().on_alert(page)

@@ -20,7 +20,15 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
-from commitcast import CoordinationHealthMonitor, Coordinator, Event, LayerPair, Rollout, emit
+from commitcast import (
+    CoordinationHealthMonitor,
+    Coordinator,
+    Event,
+    HealthLevel,
+    LayerPair,
+    Rollout,
+    emit,
+)
 from commitcast.invariants import Invariants
 from commitcast.metrics import CoordinatorCollector, Exposition
 from commitcast.readings import READINGS
@@ -207,6 +215,14 @@ async def test_a_database_that_cannot_be_asked_leaves_values_out_and_says_so(
     assert found["commitcast_invariants_known", ()] == 1
 
 
+@pytest.mark.parametrize("level", HealthLevel)
+async def test_what_nobody_is_to_ask_is_not_missing(anyio_backend: str, level: HealthLevel) -> None:
+    coordinator = Coordinator(create_async_engine("sqlite+aiosqlite://"), health=level)
+    coordinator.detach()
+    is_missing = ("commitcast_invariants_known", ()) in scraped(coordinator)
+    assert is_missing == (level is not HealthLevel.OFF)
+
+
 async def test_the_documents_names_are_those_that_are_scraped(coordinator: Coordinator) -> None:
     text = (Path(__file__).parents[2] / "docs" / "observability.md").read_text()
     written = set(re.findall(r"commitcast_[a-z_]+", text)) - {"commitcast_"}
@@ -354,7 +370,9 @@ async def test_an_exporters_thread_reads_while_readers_come_and_go(database: Dat
     assert failures == []
 
 
-@pytest.mark.parametrize("accept", ["text/plain; version=x", "application/openmetrics-text; version=x"])
+@pytest.mark.parametrize(
+    "accept", ["text/plain; version=x", "application/openmetrics-text; version=x"]
+)
 async def test_an_accept_that_cannot_be_read_gets_the_default_format(
     coordinator: Coordinator, accept: str
 ) -> None:

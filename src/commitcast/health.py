@@ -253,10 +253,15 @@ class CoordinationHealthMonitor:
             detail: what an operator is to see of a breach, such as a call site; never a user's
                 data.
 
-        Raises ValueError for a pair that there is not, and for a gap that is not finite.
+        Raises ValueError for a pair that there is not, and for a gap that is not finite; TypeError for
+        an event type that is no string.
         """
         if self.level is HealthLevel.OFF:
             return
+        if type(event_type) is not str:  # a member of an enum is hashed by its name, not its value
+            if not isinstance(event_type, str):
+                raise TypeError(f"event_type must be a string, not {type(event_type).__name__}")
+            event_type = str.__str__(event_type)
         pair = layers if isinstance(layers, LayerPair) else LayerPair(layers)
         late = broken = 0
         if gap_ms is None:

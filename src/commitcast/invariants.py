@@ -130,7 +130,7 @@ class Prover:
             _logger.warning("commitcast: invariants are not known: %s", type(error).__name__)
             proven = Invariants(at, error=type(error).__name__)
         self._keep(proven)
-        self._health.check()
+        _check(self._health)
         return proven
 
     async def _ask(self, conn: AsyncConnection, at: datetime) -> Invariants:
@@ -334,4 +334,12 @@ async def watch(health: CoordinationHealthMonitor, every_s: float) -> None:
     while True:
         await asyncio.sleep(every_s)
         if health.level is not HealthLevel.OFF:
-            health.check()
+            _check(health)
+
+
+def _check(health: CoordinationHealthMonitor) -> None:
+    """Whatever a monitor of the team's own raises: the next check comes."""
+    try:
+        health.check()
+    except Exception as error:
+        _logger.exception("commitcast: scores were not compared: %s", type(error).__name__)

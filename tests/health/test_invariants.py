@@ -269,6 +269,25 @@ async def test_invariants_and_alerts_run_by_themselves_without_any_traffic(
     assert {alert.layers for alert in sent} >= {SOCKET}
 
 
+async def test_a_monitor_that_raises_once_is_asked_again(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(CoordinationHealthMonitor):
+        checks = 0
+
+        def check(self) -> list[HealthAlert]:
+            self.checks += 1
+            raise RuntimeError
+
+    health = Broken()
+    coordinator = database.coordinator(
+        health=health, drain_s=0, invariants_every_s=0.02, health_check_every_s=60
+    )
+    with caplog.at_level("CRITICAL", logger="commitcast"):
+        async with coordinator:
+            await until(lambda: health.checks > 1)
+
+
 @pytest.mark.parametrize("level", ["off", "basic", "full"])
 async def test_at_level_off_the_database_is_not_asked(
     database: Database, monkeypatch: pytest.MonkeyPatch, level: str

@@ -292,18 +292,15 @@ class Prover:
         """The newest events of some streams, those of them that there are."""
         streams, events = self._tables.streams, self._tables.events
         found: dict[str, _End] = {}
-        recent = streams.join(
-            events,
-            and_(
-                events.c.stream_id == streams.c.id,
-                events.c.offset > streams.c.head - _NEWEST_EVENTS,
-            ),
-        )
         wanted = streams.c.name.in_(names[:_STREAMS_AT_ONCE])
-        oldest = select(streams.c.name, func.min(events.c.created_at).label("oldest"))
-        grouped = oldest.select_from(recent).where(wanted).group_by(streams.c.name)
-        for row in await conn.execute(grouped):
-            found[row.name] = _End(_moment(row.oldest), set())
+        larger = func.greatest if self._postgresql else func.max
+        first = larger(streams.c.head - (_NEWEST_EVENTS - 1), streams.c.tail)
+        this = and_(events.c.stream_id == streams.c.id, events.c.offset == first)
+        oldest = select(streams.c.name, events.c.created_at).select_from(streams.join(events, this))
+        for row in await conn.execute(oldest.where(wanted)):
+            found[row.name] = _End(_moment(row.created_at), set())
+        after = events.c.offset > streams.c.head - _NEWEST_EVENTS
+        recent = streams.join(events, and_(events.c.stream_id == streams.c.id, after))
         notices = select(streams.c.name, events.c.event_id).select_from(recent)
         kinds = events.c.type.in_((NOTIFICATION_TYPE, ERASED_TYPE))
         for row in await conn.execute(notices.where(wanted, kinds)):
@@ -314,7 +311,7 @@ class Prover:
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """The newest events of one stream."""
+    """The newest events of one stream; `oldest` is when the first of them was emitted."""
 
     oldest: datetime
     notices: set[str]

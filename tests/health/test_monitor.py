@@ -325,7 +325,9 @@ class OldKind(str, Enum):  # noqa: UP042 - many have these
 def test_a_type_given_as_an_enums_member_is_the_type_and_goes_into_json() -> None:
     monitor = CoordinationHealthMonitor()
     for kind in ("said", Kind.SAID, OldKind.SAID):
-        monitor.track_coordination_event(kind, LayerPair.DATABASE_SOCKET, None, detail="\udcff.py:1")
+        monitor.track_coordination_event(
+            kind, LayerPair.DATABASE_SOCKET, None, detail="\udcff.py:1"
+        )
     found = orjson.loads(orjson.dumps(report(monitor, None, {}, {})))
     assert found["by_type"] == {"said": 0}
     assert [b["event_type"] for b in found["breaches"]] == ["said"] * 3

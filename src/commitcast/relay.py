@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("commitcast")
 _STREAMS_AT_ONCE: Final = 16
 _UNDELIVERED_AT_ONCE: Final = 1000
+_TURN_S: Final = 0.25
+"""How long a stream with a backlog is delivered before others are looked for."""
 _MAX_TIMED: Final = 10_000
 """Most events whose COMMIT is remembered until they are delivered; the oldest go untimed."""
 
@@ -287,28 +289,41 @@ class Relay:
             return list(rows)
 
     async def _deliver_stream(self, stream_id: int, stream: str, delivered: int) -> None:
-        """Deliver one page: who never pauses must not hold up the streams of the next round."""
-        async with self._reader.connect() as conn:
-            page = await self._log.page(conn, stream, delivered, self._page_events)
-        if page.head.tail > delivered + 1:
-            _logger.error(
-                "commitcast: events %d to %d of %s were trimmed before they were delivered; "
-                "keep events longer",
-                delivered + 1, page.head.tail - 1, stream,
-            )  # fmt: skip
-            delivered = page.head.tail - 1
-            await self._confirm(stream_id, delivered)
-        reached = delivered
-        try:
-            for event in page.events:
-                if not self._owns():
-                    raise _LeaseLost
-                if not await self._hand_over(event):
-                    break
-                reached = event.offset
-        finally:
-            if reached > delivered:
-                await self._confirm_even_if_stopped(stream_id, reached)
+        """Deliver one page, or of a backlog as many as fit in a turn, so that others have theirs.
+
+        A new turn begins with a look at all streams, which takes too long to have for each page.
+        """
+        until = time.monotonic() + _TURN_S
+        epoch: str | None = None
+        while True:
+            async with self._reader.connect() as conn:
+                page = await self._log.page(conn, stream, delivered, self._page_events)
+            if epoch not in {None, page.head.epoch}:
+                return  # erased and made again meanwhile: the next turn begins it anew
+            epoch = page.head.epoch
+            if page.head.tail > delivered + 1:
+                _logger.error(
+                    "commitcast: events %d to %d of %s were trimmed before they were delivered; "
+                    "keep events longer",
+                    delivered + 1, page.head.tail - 1, stream,
+                )  # fmt: skip
+                delivered = page.head.tail - 1
+                await self._confirm(stream_id, delivered)
+            reached = delivered
+            try:
+                for event in page.events:
+                    if not self._owns():
+                        raise _LeaseLost
+                    if not await self._hand_over(event):
+                        break
+                    reached = event.offset
+            finally:
+                if reached > delivered:
+                    await self._confirm_even_if_stopped(stream_id, reached)
+            whole = reached - delivered == self._page_events
+            if not whole or time.monotonic() >= until:
+                return
+            delivered = reached
 
     async def _hand_over(self, event: CommittedEvent) -> bool:
         try:

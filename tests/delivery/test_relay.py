@@ -147,6 +147,31 @@ async def test_g3_a_stream_that_never_pauses_does_not_hold_up_the_others(
     assert layer.of("thread:quiet") == [0]
 
 
+@pytest.mark.parametrize(("turn_s", "looks"), [(60.0, range(1, 10)), (0.0, range(11, 20))])
+async def test_a_backlog_is_delivered_in_turns_and_not_with_a_look_at_all_streams_for_each_page(
+    database: Database, monkeypatch: pytest.MonkeyPatch, turn_s: float, looks: range
+) -> None:
+    engine, layer, asked = database.engine(), SocketLayer(), list[int]()
+    async with database.coordinator(engine, deliver=layer.send) as coordinator:
+        await relay_owns(coordinator)
+    await say(engine, "thread:7", *range(30))
+    undelivered = Relay._undelivered
+
+    async def counted(self: Relay, after_id: int) -> list[Any]:
+        asked.append(after_id)
+        return await undelivered(self, after_id)
+
+    monkeypatch.setattr(Relay, "_undelivered", counted)
+    monkeypatch.setattr("commitcast.relay._TURN_S", turn_s)
+    coordinator.detach()
+    async with database.coordinator(engine, deliver=layer.send, page_events=3, poll_interval_s=60):
+        await layer.until(lambda: len(layer.taken) >= 30)
+        await say(engine, "thread:8", 30)
+        await layer.until(lambda: len(layer.taken) >= 31)
+    assert layer.of("thread:7") == [*range(30)]
+    assert len(asked) in looks
+
+
 @pytest.mark.parametrize("sick_first", [True, False])
 async def test_g3_streams_that_are_refused_hold_up_no_other_however_many_they_are(
     database: Database, monkeypatch: pytest.MonkeyPatch, sick_first: bool

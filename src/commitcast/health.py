@@ -320,15 +320,14 @@ class CoordinationHealthMonitor:
         if time_window_minutes < 1:
             raise ValueError(f"time_window_minutes must be 1 or more, not {time_window_minutes}")
         window = min(time_window_minutes, self.window_minutes)
-        oldest = int(self.clock() // 60) - window + 1
-        by_pair: dict[LayerPair, Counts] = {}
         by_type: dict[str, dict[LayerPair, Counts]] = {}
         with self._lock:
+            minute = int(self.clock() // 60)
+            by_pair = self._by_pair(minute, window)
             for slot in self._slots:
-                if slot.minute < oldest:
+                if slot.minute <= minute - window:
                     continue
                 for (event_type, pair), counts in slot.counts.items():
-                    by_pair.setdefault(pair, Counts()).add(counts)
                     by_type.setdefault(event_type, {}).setdefault(pair, Counts()).add(counts)
         return HealthScore(
             overall=weighted(by_pair),
@@ -342,10 +341,18 @@ class CoordinationHealthMonitor:
             time_window_minutes=window,
         )
 
+    def _by_pair(self, minute: int, window: int) -> dict[LayerPair, Counts]:
+        found: dict[LayerPair, Counts] = {}
+        for slot in self._slots:
+            if slot.minute > minute - window:
+                for pair, counts in slot.by_pair(finished=slot.minute < minute).items():
+                    found.setdefault(pair, Counts()).add(counts)
+        return found
+
     def has_steps(self, layers: LayerPair, *, besides: Container[str] = ()) -> bool:
         """Whether the window has any of a pair, of event types other than those."""
-        oldest = int(self.clock() // 60) - self.window_minutes + 1
         with self._lock:
+            oldest = int(self.clock() // 60) - self.window_minutes + 1
             return any(
                 pair is layers and event_type not in besides
                 for slot in self._slots
@@ -394,13 +401,13 @@ class CoordinationHealthMonitor:
 
     def check(self) -> list[HealthAlert]:
         """Compare the scores of the window with the limits; returns the alerts that were sent."""
-        score = self.get_health_score(self.window_minutes)
-        scores: Iterable[tuple[LayerPair | None, float | None]] = (
-            (None, score.overall),
-            *score.by_pair.items(),
-        )
         sent: list[HealthAlert] = []
         with self._lock:  # two that check at once send an alert once
+            by_pair = self._by_pair(int(self.clock() // 60), self.window_minutes)
+            scores: Iterable[tuple[LayerPair | None, float | None]] = (
+                (None, weighted(by_pair)),
+                *((pair, by_pair[pair].score) for pair in LayerPair if pair in by_pair),
+            )
             for layers, value in scores:
                 if value is None:
                     continue
@@ -411,7 +418,7 @@ class CoordinationHealthMonitor:
                     self._alerted.discard(layers)
                 else:
                     continue
-                sent.append(HealthAlert(layers, value, below, score.time_window_minutes))
+                sent.append(HealthAlert(layers, value, below, self.window_minutes))
         for alert in sent:
             self._send(alert)
         return sent
@@ -427,7 +434,7 @@ class CoordinationHealthMonitor:
 class _Slot:
     """The steps of one minute."""
 
-    __slots__ = ("counts", "minute", "types")
+    __slots__ = ("counts", "minute", "pairs", "types")
 
     def __init__(self) -> None:
         self.begin(-1)
@@ -436,6 +443,18 @@ class _Slot:
         self.minute = minute
         self.counts: dict[tuple[str, LayerPair], Counts] = {}
         self.types: set[str] = set()
+        self.pairs: dict[LayerPair, Counts] | None = None
+
+    def by_pair(self, *, finished: bool) -> dict[LayerPair, Counts]:
+        """All types together; added up once when nothing more comes, since alerts ask often."""
+        if self.pairs is not None:
+            return self.pairs
+        found: dict[LayerPair, Counts] = {}
+        for (_, pair), counts in self.counts.items():
+            found.setdefault(pair, Counts()).add(counts)
+        if finished:
+            self.pairs = found
+        return found
 
     def make(self, event_type: str, pair: LayerPair) -> Counts:
         if event_type not in self.types:

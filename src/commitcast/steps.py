@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Concatenate, Final, ParamSpec
 
 from commitcast.health import LayerPair
 
@@ -22,16 +22,19 @@ if TYPE_CHECKING:
     from commitcast.event import CommittedEvent
     from commitcast.health import CoordinationHealthMonitor
 
+_P = ParamSpec("_P")
 _logger = logging.getLogger("commitcast")
 _TOO_EARLY: Final = "handed to the readers before its COMMIT had returned"
 _NOT_ALLOWED: Final = "written to a reader whose access was withdrawn"
 
 
-def _whatever_it_raises(method: Callable[..., None]) -> Callable[..., None]:
+def _whatever_it_raises(
+    method: Callable[Concatenate[Steps, _P], None],
+) -> Callable[Concatenate[Steps, _P], None]:
     """Log the first error of the monitor, and go on."""
 
     @functools.wraps(method)
-    def safe(self: Steps, *args: Any, **named: Any) -> None:
+    def safe(self: Steps, /, *args: _P.args, **named: _P.kwargs) -> None:
         try:
             method(self, *args, **named)
         except Exception as error:

@@ -175,6 +175,11 @@ class Coordinator:
         attach(sync, Attachment(log, self, self.settings.max_event_bytes, self._tracing))
         self._attached.append(sync)
 
+    @property
+    def attached(self) -> bool:
+        """Whether it has an engine; not after `detach`."""
+        return bool(self._attached)
+
     def detach(self) -> None:
         """Let go of the engines; emits on them are refused from now on."""
         while self._attached:
@@ -568,7 +573,7 @@ class Coordinator:
         """
         delivery, operations, steps = self._delivery, self._operations, self._steps
         return {
-            "subscriptions": 0 if delivery is None else len(delivery.subscriptions()),
+            "subscriptions": 0 if delivery is None else delivery.count_readers(),
             "operations_open": 0 if operations is None else len(operations.live),
             "events_committed": steps.events_committed,
             "events_handed_over": steps.events_handed_over,

@@ -145,6 +145,10 @@ class Delivery:
         """All that read on this node."""
         return [reader for feed in self._feeds.values() for reader in feed.readers]
 
+    def count_readers(self) -> int:
+        """How many read on this node; an exporter of metrics asks from a thread of its own."""
+        return sum(feed.count_readers() for feed in list(self._feeds.values()))
+
     def places(self) -> dict[str, tuple[str | None, int]]:
         """Epoch and last offset that this node has seen of each stream that is read here."""
         return {name: feed.state for name, feed in self._feeds.items()}

@@ -194,9 +194,9 @@ class Dispatcher:
             if first:
                 hint = f": {error}" if isinstance(error, NoTransaction) else ""
                 _logger.warning(
-                    "commitcast: in enforce mode an event to %s would be refused with %s%s (said "
+                    "commitcast: in enforce mode an event (%s) would be refused with %s%s (said "
                     "once; Dispatcher.refusals counts)",
-                    stream, kind, hint,
+                    type(event).__name__, kind, hint,
                 )  # fmt: skip
 
 

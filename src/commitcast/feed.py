@@ -70,6 +70,10 @@ class Feed:
             del self._readers[known]
         return [reader for known in self._readers if (reader := known()) is not None]
 
+    def count_readers(self) -> int:
+        """How many there are; from any thread, unlike `readers`."""
+        return sum(known() is not None for known in list(self._readers))
+
     def enter(self, reader: Subscription) -> None:
         """From now on `reader` is woken."""
         self._readers[weakref.ref(reader)] = None

@@ -23,6 +23,7 @@ what is recorded; recording takes the same time however much was recorded before
 
 from __future__ import annotations
 
+import inspect
 import logging
 import threading
 import time
@@ -35,7 +36,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Container, Iterable, Mapping
 
 _logger = logging.getLogger("commitcast")
 
@@ -252,10 +253,15 @@ class CoordinationHealthMonitor:
             detail: what an operator is to see of a breach, such as a call site; never a user's
                 data.
 
-        Raises ValueError for a pair that there is not, and for a gap that is not finite.
+        Raises ValueError for a pair that there is not, and for a gap that is not finite; TypeError for
+        an event type that is no string.
         """
         if self.level is HealthLevel.OFF:
             return
+        if type(event_type) is not str:  # a member of an enum is hashed by its name, not its value
+            if not isinstance(event_type, str):
+                raise TypeError(f"event_type must be a string, not {type(event_type).__name__}")
+            event_type = str.__str__(event_type)
         pair = layers if isinstance(layers, LayerPair) else LayerPair(layers)
         late = broken = 0
         if gap_ms is None:
@@ -314,15 +320,14 @@ class CoordinationHealthMonitor:
         if time_window_minutes < 1:
             raise ValueError(f"time_window_minutes must be 1 or more, not {time_window_minutes}")
         window = min(time_window_minutes, self.window_minutes)
-        oldest = int(self.clock() // 60) - window + 1
-        by_pair: dict[LayerPair, Counts] = {}
         by_type: dict[str, dict[LayerPair, Counts]] = {}
         with self._lock:
+            minute = int(self.clock() // 60)
+            by_pair = self._by_pair(minute, window)
             for slot in self._slots:
-                if slot.minute < oldest:
+                if slot.minute <= minute - window:
                     continue
                 for (event_type, pair), counts in slot.counts.items():
-                    by_pair.setdefault(pair, Counts()).add(counts)
                     by_type.setdefault(event_type, {}).setdefault(pair, Counts()).add(counts)
         return HealthScore(
             overall=weighted(by_pair),
@@ -335,6 +340,25 @@ class CoordinationHealthMonitor:
             counts={pair: by_pair.get(pair, Counts()) for pair in LayerPair},
             time_window_minutes=window,
         )
+
+    def _by_pair(self, minute: int, window: int) -> dict[LayerPair, Counts]:
+        found: dict[LayerPair, Counts] = {}
+        for slot in self._slots:
+            if slot.minute > minute - window:
+                for pair, counts in slot.by_pair(finished=slot.minute < minute).items():
+                    found.setdefault(pair, Counts()).add(counts)
+        return found
+
+    def has_steps(self, layers: LayerPair, *, besides: Container[str] = ()) -> bool:
+        """Whether the window has any of a pair, of event types other than those."""
+        with self._lock:
+            oldest = int(self.clock() // 60) - self.window_minutes + 1
+            return any(
+                pair is layers and event_type not in besides
+                for slot in self._slots
+                if slot.minute >= oldest
+                for event_type, pair in slot.counts
+            )
 
     def totals(self) -> Mapping[LayerPair, Total]:
         """All steps since the monitor was made, a copy."""
@@ -360,7 +384,14 @@ class CoordinationHealthMonitor:
 
         Once when a score (overall, or of a pair) goes below `alert_below`, and once when it is
         `recovered_above` or more again. In between it is quiet, also without any steps.
+
+        Raises TypeError for an async function, which nobody would await.
         """
+        if inspect.iscoroutinefunction(callback):
+            raise TypeError(
+                f"{callback!r} is async, but alerts are sent by a plain call; give a function that "
+                "begins a task, or puts the alert in a queue"
+            )
         self._callbacks.append(callback)
 
     @property
@@ -370,23 +401,24 @@ class CoordinationHealthMonitor:
 
     def check(self) -> list[HealthAlert]:
         """Compare the scores of the window with the limits; returns the alerts that were sent."""
-        score = self.get_health_score(self.window_minutes)
-        scores: Iterable[tuple[LayerPair | None, float | None]] = (
-            (None, score.overall),
-            *score.by_pair.items(),
-        )
         sent: list[HealthAlert] = []
-        for layers, value in scores:
-            if value is None:
-                continue
-            below = layers in self._alerted
-            if not below and value < self.alert_below:
-                self._alerted.add(layers)
-            elif below and value >= self.recovered_above:
-                self._alerted.discard(layers)
-            else:
-                continue
-            sent.append(HealthAlert(layers, value, below, score.time_window_minutes))
+        with self._lock:  # two that check at once send an alert once
+            by_pair = self._by_pair(int(self.clock() // 60), self.window_minutes)
+            scores: Iterable[tuple[LayerPair | None, float | None]] = (
+                (None, weighted(by_pair)),
+                *((pair, by_pair[pair].score) for pair in LayerPair if pair in by_pair),
+            )
+            for layers, value in scores:
+                if value is None:
+                    continue
+                below = layers in self._alerted
+                if not below and value < self.alert_below:
+                    self._alerted.add(layers)
+                elif below and value >= self.recovered_above:
+                    self._alerted.discard(layers)
+                else:
+                    continue
+                sent.append(HealthAlert(layers, value, below, self.window_minutes))
         for alert in sent:
             self._send(alert)
         return sent
@@ -402,7 +434,7 @@ class CoordinationHealthMonitor:
 class _Slot:
     """The steps of one minute."""
 
-    __slots__ = ("counts", "minute", "types")
+    __slots__ = ("counts", "minute", "pairs", "types")
 
     def __init__(self) -> None:
         self.begin(-1)
@@ -411,6 +443,18 @@ class _Slot:
         self.minute = minute
         self.counts: dict[tuple[str, LayerPair], Counts] = {}
         self.types: set[str] = set()
+        self.pairs: dict[LayerPair, Counts] | None = None
+
+    def by_pair(self, *, finished: bool) -> dict[LayerPair, Counts]:
+        """All types together; added up once when nothing more comes, since alerts ask often."""
+        if self.pairs is not None:
+            return self.pairs
+        found: dict[LayerPair, Counts] = {}
+        for (_, pair), counts in self.counts.items():
+            found.setdefault(pair, Counts()).add(counts)
+        if finished:
+            self.pairs = found
+        return found
 
     def make(self, event_type: str, pair: LayerPair) -> Counts:
         if event_type not in self.types:

@@ -41,16 +41,16 @@ def report(
             }
             for pair in LayerPair
         },
-        "by_type": dict(score.by_type),
+        "by_type": {_valid(name): value for name, value in score.by_type.items()},
         "alerts": sorted("overall" if pair is None else pair.value for pair in health.alerting),
         "breaches": [
             {
                 "age_s": round(now - breach.at, 3),
-                "event_type": breach.event_type,
+                "event_type": _valid(breach.event_type),
                 "layers": breach.layers.value,
                 "gap_ms": breach.gap_ms,
                 "broken": breach.broken,
-                "detail": breach.detail,
+                "detail": _valid(breach.detail),
             }
             for breach in reversed(health.recent_breaches())
         ],
@@ -58,3 +58,8 @@ def report(
         "node": dict(readiness),
         "counts": dict(counts),
     }
+
+
+def _valid(text: str) -> str:
+    """Without what JSON in UTF-8 cannot hold, as a file's name may have it."""
+    return text.encode(errors="replace").decode()

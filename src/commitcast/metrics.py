@@ -77,6 +77,12 @@ class Exposition:
         self._registry.register(CoordinatorCollector(coordinator))
 
     def text(self, accept: str) -> tuple[bytes, str]:
-        """The text, in the format that a scraper asks for in ``Accept``; and its content type."""
-        encode, content_type = choose_encoder(accept)
+        """The text, in the format that a scraper asks for in ``Accept``; and its content type.
+
+        The default format where that cannot be read.
+        """
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # as of ``version=x``, in prometheus_client 0.26
+            encode, content_type = choose_encoder("")
         return encode(self._registry), content_type

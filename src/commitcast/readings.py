@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from commitcast.health import BUCKETS_MS
+from commitcast.health import BUCKETS_MS, HealthLevel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -131,7 +131,11 @@ def _proven(
 
 def _known(coordinator: Coordinator) -> Iterator[Sample]:
     proven = coordinator.invariants
-    if proven is not None or coordinator.settings.invariants_every_s > 0:
+    asked = (
+        coordinator.settings.invariants_every_s > 0
+        and coordinator.health.level is not HealthLevel.OFF
+    )
+    if proven is not None or asked:
         yield Sample(int(proven is not None and proven.error is None))
 
 

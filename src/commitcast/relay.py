@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("commitcast")
 _STREAMS_AT_ONCE: Final = 16
 _UNDELIVERED_AT_ONCE: Final = 1000
+_TURN_S: Final = 0.25
+"""How long a stream with a backlog is delivered before others are looked for."""
 _MAX_TIMED: Final = 10_000
 """Most events whose COMMIT is remembered until they are delivered; the oldest go untimed."""
 
@@ -78,6 +80,8 @@ class Relay:
         self._owned_until = 0.0
         self._hinted = asyncio.Event()
         self._retry_at: dict[str, tuple[float, float]] = {}
+        self._turn = 0
+        """The stream's id after which the next look begins; 0 is the first."""
         self._steps = steps
         self._committed_at: dict[tuple[str, int], float] = {}
 
@@ -108,6 +112,8 @@ class Relay:
                 try:
                     if self._owns():
                         await self._drain()
+                    else:
+                        self._retry_at.clear()
                 except _LeaseLost:
                     self._owned_until = 0.0
                 except Exception as error:  # noqa: BLE001 - drivers raise their own on connect
@@ -213,12 +219,7 @@ class Relay:
 
     async def _drain(self) -> None:
         while True:
-            now = time.monotonic()
-            due = [
-                found
-                for found in await self._undelivered()
-                if self._retry_at.get(found.name, (0.0, 0.0))[0] <= now
-            ]
+            due = await self._due()
             if not due:
                 return
             queue = iter(due)
@@ -243,7 +244,32 @@ class Relay:
             return error
         return None
 
-    async def _undelivered(self) -> list[Any]:
+    async def _due(self) -> list[Any]:
+        """Streams to deliver now, a page at most; each call goes on after the last one's.
+
+        Those that wait to be tried again are passed over, however many they are.
+        """
+        seen: set[str] | None = None
+        while True:
+            if self._turn == 0:
+                seen, began = set(), time.monotonic()
+            page = await self._undelivered(self._turn)
+            full = len(page) == _UNDELIVERED_AT_ONCE
+            self._turn = page[-1].id if full else 0
+            now = time.monotonic()
+            due = [f for f in page if self._retry_at.get(f.name, (0.0, 0.0))[0] <= now]
+            if due:
+                return due
+            if seen is None:
+                continue
+            seen.update(found.name for found in page)
+            if not full:
+                for name, (at, _) in list(self._retry_at.items()):
+                    if at <= began and name not in seen:  # erased or trimmed: nothing to try again
+                        del self._retry_at[name]
+                return []
+
+    async def _undelivered(self, after_id: int) -> list[Any]:
         streams, deliveries = self._tables.streams, self._tables.deliveries
         delivered = func.coalesce(deliveries.c.delivered, 0)
         async with self._reader.connect() as conn:
@@ -256,34 +282,48 @@ class Relay:
                         & (deliveries.c.relay == self._name),
                     )
                 )
-                .where(streams.c.head > delivered)
+                .where(streams.c.head > delivered, streams.c.id > after_id)
+                .order_by(streams.c.id)
                 .limit(_UNDELIVERED_AT_ONCE)
             )
             return list(rows)
 
     async def _deliver_stream(self, stream_id: int, stream: str, delivered: int) -> None:
-        """Deliver one page: who never pauses must not hold up the streams of the next round."""
-        async with self._reader.connect() as conn:
-            page = await self._log.page(conn, stream, delivered, self._page_events)
-        if page.head.tail > delivered + 1:
-            _logger.error(
-                "commitcast: events %d to %d of %s were trimmed before they were delivered; "
-                "keep events longer",
-                delivered + 1, page.head.tail - 1, stream,
-            )  # fmt: skip
-            delivered = page.head.tail - 1
-            await self._confirm(stream_id, delivered)
-        reached = delivered
-        try:
-            for event in page.events:
-                if not self._owns():
-                    raise _LeaseLost
-                if not await self._hand_over(event):
-                    break
-                reached = event.offset
-        finally:
-            if reached > delivered:
-                await self._confirm_even_if_stopped(stream_id, reached)
+        """Deliver one page, or of a backlog as many as fit in a turn, so that others have theirs.
+
+        A new turn begins with a look at all streams, which takes too long to have for each page.
+        """
+        until = time.monotonic() + _TURN_S
+        epoch: str | None = None
+        while True:
+            async with self._reader.connect() as conn:
+                page = await self._log.page(conn, stream, delivered, self._page_events)
+            if epoch not in {None, page.head.epoch}:
+                return  # erased and made again meanwhile: the next turn begins it anew
+            epoch = page.head.epoch
+            if page.head.tail > delivered + 1:
+                _logger.error(
+                    "commitcast: events %d to %d of %s were trimmed before they were delivered; "
+                    "keep events longer",
+                    delivered + 1, page.head.tail - 1, stream,
+                )  # fmt: skip
+                delivered = page.head.tail - 1
+                await self._confirm(stream_id, delivered)
+            reached = delivered
+            try:
+                for event in page.events:
+                    if not self._owns():
+                        raise _LeaseLost
+                    if not await self._hand_over(event):
+                        break
+                    reached = event.offset
+            finally:
+                if reached > delivered:
+                    await self._confirm_even_if_stopped(stream_id, reached)
+            whole = reached - delivered == self._page_events
+            if not whole or time.monotonic() >= until:
+                return
+            delivered = reached
 
     async def _hand_over(self, event: CommittedEvent) -> bool:
         try:

@@ -58,7 +58,6 @@ class OpenTelemetry:
         """
         self._tracer = trace.get_tracer(_NAME, version(_NAME), tracer_provider)
         self._meter_provider = meter_provider
-        self._watched: weakref.ref[Coordinator] | None = None
 
     def current(self) -> str | None:
         """The W3C ``traceparent`` of the span that the caller is in, if it is in one."""
@@ -129,19 +128,23 @@ class OpenTelemetry:
     def watch(self, coordinator: Coordinator) -> None:
         """Offer the coordinator's readings to the meter provider, as long as it lives.
 
-        Raises ValueError if this object has another coordinator's: their instruments would mix.
+        Raises ValueError if the provider has another's that is attached: they would mix.
         """
         if self._meter_provider is None:
             return
-        if self._watched is not None and self._watched() is not None:
+        watched = _watched.get(self._meter_provider)
+        if watched is None:
+            meter = self._meter_provider.get_meter(_NAME, version(_NAME))
+            watched = _watched[self._meter_provider] = _Watched()
+            for reading in READINGS:
+                _instrument(meter, reading, watched)
+        before = watched.coordinator()
+        if before is not None and before is not coordinator and before.attached:
             raise ValueError(
-                "this OpenTelemetry has the instruments of another coordinator; give each its own, "
-                "with a MeterProvider whose resource tells them apart"
+                "the meter provider has the instruments of another coordinator; give each one of "
+                "its own, whose resource tells them apart, or detach that one first"
             )
-        watched = self._watched = weakref.ref(coordinator)
-        meter = self._meter_provider.get_meter(_NAME, version(_NAME))
-        for reading in READINGS:
-            _instrument(meter, reading, watched)
+        watched.coordinator = weakref.ref(coordinator)
 
     def _start(
         self,
@@ -191,8 +194,12 @@ class _Span:
         self._before = None
 
     def note(self, name: str, value: str | int) -> None:
-        if not self._ended:
+        if self._ended:
+            return
+        try:
             self._span.set_attribute(name, value)
+        except Exception:
+            _logger.exception("commitcast: a span refused an attribute")
 
     def end(self, error: BaseException | str | None = None) -> None:
         if self._ended:
@@ -208,7 +215,18 @@ class _Span:
             _logger.exception("commitcast: a span processor raised; its span may be lost")
 
 
-def _instrument(meter: Meter, reading: Reading, watched: weakref.ref[Coordinator]) -> None:
+class _Watched:
+    """Whose readings the instruments of one meter provider have."""
+
+    def __init__(self) -> None:
+        self.coordinator: Callable[[], Coordinator | None] = lambda: None
+
+
+# An SDK ignores the callbacks of an instrument that it has already, so each is made once.
+_watched: weakref.WeakKeyDictionary[MeterProvider, _Watched] = weakref.WeakKeyDictionary()
+
+
+def _instrument(meter: Meter, reading: Reading, watched: _Watched) -> None:
     """Observable instruments for one reading: names in dots, units in UCUM, not in the name.
 
     There is no observable histogram: a distribution becomes three counters.
@@ -216,7 +234,7 @@ def _instrument(meter: Meter, reading: Reading, watched: weakref.ref[Coordinator
 
     def observe(take: Callable[[Sample], Iterator[tuple[float, dict[str, str]]]]) -> Any:
         def callback(_options: CallbackOptions) -> Iterator[Observation]:
-            coordinator = watched()
+            coordinator = watched.coordinator()
             if coordinator is None:
                 return
             for sample in reading.read(coordinator):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from commitcast.relay import Relay
 from commitcast.settings import Retention
 
 from .live import PATIENCE_S, say
@@ -144,6 +145,91 @@ async def test_g3_a_stream_that_never_pauses_does_not_hold_up_the_others(
         await say(engine, "thread:busy", 0)
         await layer.until(lambda: layer.of("thread:quiet") or len(layer.taken) > 60)
     assert layer.of("thread:quiet") == [0]
+
+
+@pytest.mark.parametrize(("turn_s", "looks"), [(60.0, range(1, 10)), (0.0, range(11, 20))])
+async def test_a_backlog_is_delivered_in_turns_and_not_with_a_look_at_all_streams_for_each_page(
+    database: Database, monkeypatch: pytest.MonkeyPatch, turn_s: float, looks: range
+) -> None:
+    engine, layer, asked = database.engine(), SocketLayer(), list[int]()
+    async with database.coordinator(engine, deliver=layer.send) as coordinator:
+        await relay_owns(coordinator)
+    await say(engine, "thread:7", *range(30))
+    undelivered = Relay._undelivered
+
+    async def counted(self: Relay, after_id: int) -> list[Any]:
+        asked.append(after_id)
+        return await undelivered(self, after_id)
+
+    monkeypatch.setattr(Relay, "_undelivered", counted)
+    monkeypatch.setattr("commitcast.relay._TURN_S", turn_s)
+    coordinator.detach()
+    async with database.coordinator(engine, deliver=layer.send, page_events=3, poll_interval_s=60):
+        await layer.until(lambda: len(layer.taken) >= 30)
+        await say(engine, "thread:8", 30)
+        await layer.until(lambda: len(layer.taken) >= 31)
+    assert layer.of("thread:7") == [*range(30)]
+    assert len(asked) in looks
+
+
+@pytest.mark.parametrize("sick_first", [True, False])
+async def test_g3_streams_that_are_refused_hold_up_no_other_however_many_they_are(
+    database: Database, monkeypatch: pytest.MonkeyPatch, sick_first: bool
+) -> None:
+    monkeypatch.setattr("commitcast.relay._UNDELIVERED_AT_ONCE", 2)
+    engine, layer = database.engine(), SocketLayer()
+    layer.poison = {1}
+    streams = [(f"thread:sick-{i}", 1) for i in range(4)]
+    streams.insert(len(streams) if sick_first else 0, ("thread:well", 2))
+    async with database.coordinator(engine, deliver=layer.send, poll_interval_s=0.05):
+        for stream, n in streams:
+            await say(engine, stream, n)
+        await layer.until(lambda: layer.of("thread:well"))
+        await layer.until(lambda: layer.refused >= 8)
+        await say(engine, "thread:well", 3)
+        await layer.until(lambda: layer.of("thread:well") == [2, 3])
+
+
+async def test_g3_streams_that_never_pause_take_turns_with_those_past_the_first_page(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("commitcast.relay._UNDELIVERED_AT_ONCE", 2)
+    engine, layer = database.engine(), SocketLayer()
+
+    async def deliver(event: CommittedEvent) -> None:
+        if event.stream != "thread:quiet" and not layer.of("thread:quiet"):
+            await say(engine, event.stream, event.data["n"] + 1)
+        layer.send(event)
+
+    async with database.coordinator(engine, deliver=deliver):
+        await say(engine, "thread:busy-1", 0)
+        await say(engine, "thread:busy-2", 0)
+        await say(engine, "thread:quiet", 0)
+        await layer.until(lambda: layer.of("thread:quiet") or len(layer.taken) > 60)
+    assert layer.of("thread:quiet") == [0]
+
+
+async def test_a_refused_stream_that_was_erased_is_not_asked_about_for_ever(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pause, pauses = Relay._pause_s, list[float]()
+
+    def paused(self: Relay) -> float:
+        pauses.append(pause(self))
+        return pauses[-1]
+
+    monkeypatch.setattr(Relay, "_pause_s", paused)
+    engine, layer = database.engine(), SocketLayer()
+    layer.poison = {1}
+    coordinator = database.coordinator(engine, deliver=layer.send, poll_interval_s=30)
+    async with coordinator:
+        await say(engine, "thread:7", 1)
+        await layer.until(lambda: layer.refused)
+        await coordinator.erase(stream="thread:7")
+        pauses.clear()
+        async with asyncio.timeout(PATIENCE_S):
+            while 30 not in pauses:  # noqa: ASYNC110 - nobody signals it
+                await asyncio.sleep(0.01)
 
 
 async def test_g3_the_relay_survives_a_database_error_in_the_middle_of_a_delivery(

@@ -15,7 +15,7 @@ from commitcast.invariants import Prover
 from commitcast.notification import NOTIFICATION_TYPE, RollbackNotification
 from commitcast.reaper import Reaper
 
-from .site import PATIENCE_S, say, until
+from .site import PATIENCE_S, Clock, say, until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,6 +63,9 @@ async def test_what_holds_is_one_good_step_of_each_pair(database: Database) -> N
     engine, taken = database.engine(), asyncio.Event()
     coordinator = database.coordinator(engine, deliver=lambda _event: taken.set(), **QUIET)
     async with coordinator, coordinator.subscribe("thread:7") as subscription:
+        await coordinator.check_invariants()
+        for name in ("undelivered", "heads", "overdue", "notices"):
+            assert recorded(coordinator, name) == (1, 0), name
         await say(engine, "thread:7", "said")
         await anext(subscription)
         await taken.wait()
@@ -83,9 +86,24 @@ async def test_what_holds_is_one_good_step_of_each_pair(database: Database) -> N
             "error": None,
         }
         for name in ("undelivered", "heads", "overdue", "notices"):
-            steps, broken = recorded(coordinator, name)
-            assert steps >= 1, name
-            assert broken == 0, name
+            assert recorded(coordinator, name)[1] == 0, name
+
+
+async def test_what_holds_does_not_dilute_what_happened(database: Database) -> None:
+    clock = Clock()
+    health = CoordinationHealthMonitor(clock=clock, window_minutes=2)
+    coordinator = database.coordinator(health=health, **QUIET)
+    async with coordinator:
+        health.track_coordination_event("transaction_rolled_back", NOTICE, 9_000.0)
+        for _ in range(3):
+            await coordinator.check_invariants()
+        assert health.get_health_score().by_pair[NOTICE] == 0
+        assert NOTICE in health.alerting
+        clock.now += 120
+        await coordinator.check_invariants()  # the window is over, and all is well
+        assert health.get_health_score().by_pair[NOTICE] == 100
+        assert not health.alerting
+        assert recorded(coordinator, "overdue") == (1, 0)
 
 
 async def test_an_event_that_deliver_was_not_given_for_long_is_broken(database: Database) -> None:
@@ -125,10 +143,12 @@ async def test_a_relay_whose_node_died_is_seen_by_every_node_and_one_that_left_i
         assert recorded(coordinator, "undelivered") == (1, 1)
 
 
-async def test_a_stream_that_this_node_does_not_follow_is_broken_at_the_second_look(
+async def test_a_stream_that_this_node_does_not_follow_is_broken_after_two_polls(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    coordinator = database.coordinator(**QUIET)
+    clock = Clock()
+    health = CoordinationHealthMonitor(clock=clock)
+    coordinator = database.coordinator(health=health, poll_interval_s=1, **QUIET)
     other = database.engine()
     database.coordinator(other, **QUIET)
 
@@ -142,10 +162,17 @@ async def test_a_stream_that_this_node_does_not_follow_is_broken_at_the_second_l
             blinded.setattr(Delivery, "poll", blind)
             await say(other, "thread:7", "said")
             assert (await coordinator.check_invariants()).streams_behind == 0  # may be on its way
+            clock.now += 1
+            assert (await coordinator.check_invariants()).streams_behind == 0  # no poll was due
+            clock.now += 1
             assert (await coordinator.check_invariants()).streams_behind == 1
-            assert recorded(coordinator, "heads") == (2, 1)
+            assert recorded(coordinator, "heads") == (3, 1)
+            await say(other, "thread:7", "said")
+            delivery._feeds["thread:7"].edge += 1  # slow, but not stuck
+            assert (await coordinator.check_invariants()).streams_behind == 0
+            delivery._feeds["thread:7"].edge -= 1
         await delivery.poll()
-        await until(lambda: delivery.places()["thread:7"][1] == 2)
+        await until(lambda: delivery.places()["thread:7"][1] == 3)
         assert (await coordinator.check_invariants()).streams_behind == 0
 
 
@@ -191,7 +218,7 @@ async def test_g6_a_rollback_whose_notice_is_not_in_the_log_is_broken(
             silent.setattr(RollbackNotification, "encoded", nothing)
             await fail(coordinator)
         assert (await coordinator.check_invariants()).notices_unsent == 1
-        assert recorded(coordinator, "notices") == (2, 1)
+        assert recorded(coordinator, "notices") == (1, 1)
         assert "operation save" in coordinator.health.recent_breaches()[-1].detail
         # Where the log no longer reaches back to the failure nothing is claimed.
         await run(database, delete(events).where(events.c.type == "said"))
@@ -240,6 +267,25 @@ async def test_invariants_and_alerts_run_by_themselves_without_any_traffic(
         async with asyncio.timeout(PATIENCE_S):
             await alerted.wait()
     assert {alert.layers for alert in sent} >= {SOCKET}
+
+
+async def test_a_monitor_that_raises_once_is_asked_again(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(CoordinationHealthMonitor):
+        checks = 0
+
+        def check(self) -> list[HealthAlert]:
+            self.checks += 1
+            raise RuntimeError
+
+    health = Broken()
+    coordinator = database.coordinator(
+        health=health, drain_s=0, invariants_every_s=0.02, health_check_every_s=60
+    )
+    with caplog.at_level("CRITICAL", logger="commitcast"):
+        async with coordinator:
+            await until(lambda: health.checks > 1)
 
 
 @pytest.mark.parametrize("level", ["off", "basic", "full"])

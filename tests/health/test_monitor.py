@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import tracemalloc
 from dataclasses import dataclass, field
+from enum import Enum, StrEnum
 
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from commitcast import CoordinationHealthMonitor, HealthAlert, HealthLevel, LayerPair
 from commitcast.health import MAX_EVENT_TYPES, OTHER, HealthScore
+from commitcast.health_report import report
 
 STRICT = {"transaction_boundary", "isolation"}
 WEIGHTS = {
@@ -302,3 +305,32 @@ def test_memory_does_not_grow_with_what_is_recorded() -> None:
 @pytest.mark.campaign
 def test_ten_million_steps_leave_memory_flat() -> None:
     assert _grown(10_000_000) < 100_000
+
+
+def test_an_async_callback_that_nobody_would_await_is_refused() -> None:
+    async def page(alert: HealthAlert) -> None: ...
+
+    with pytest.raises(TypeError, match="begins a task"):
+        CoordinationHealthMonitor().on_alert(page)
+
+
+class Kind(StrEnum):
+    SAID = "said"
+
+
+class OldKind(str, Enum):  # noqa: UP042 - many have these
+    SAID = "said"
+
+
+def test_a_type_given_as_an_enums_member_is_the_type_and_goes_into_json() -> None:
+    monitor = CoordinationHealthMonitor()
+    for kind in ("said", Kind.SAID, OldKind.SAID):
+        monitor.track_coordination_event(
+            kind, LayerPair.DATABASE_SOCKET, None, detail="\udcff.py:1"
+        )
+    found = orjson.loads(orjson.dumps(report(monitor, None, {}, {})))
+    assert found["by_type"] == {"said": 0}
+    assert [b["event_type"] for b in found["breaches"]] == ["said"] * 3
+    assert found["breaches"][0]["detail"] == "?.py:1"
+    with pytest.raises(TypeError, match="must be a string"):
+        monitor.track_coordination_event(None, LayerPair.DATABASE_SOCKET)  # type: ignore[arg-type]

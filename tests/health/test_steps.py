@@ -156,6 +156,26 @@ async def test_g1_events_handed_over_before_their_commit_are_broken(
         assert "before its COMMIT" in breach.detail
 
 
+async def test_g3_a_monitor_that_raises_fails_no_commit_no_frame_and_no_notice(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(CoordinationHealthMonitor):
+        def track_coordination_event(self, *_args: Any, **_named: Any) -> None:
+            raise RuntimeError("the statistics server is away")
+
+    engine = database.engine()
+    coordinator = database.coordinator(engine, health=Broken(), **QUIET)
+    async with serving(coordinator) as site:
+        client = await site.listen("thread:7")
+        with caplog.at_level("CRITICAL", logger="commitcast"):
+            await say(engine, "thread:7", "said")
+            with pytest.raises(KeyError):
+                async with coordinator.operation("save", user="ann", stream="thread:7"):
+                    raise KeyError
+            await client.until("transaction_rolled_back")
+    assert coordinator.counts()["events_handed_over"] >= 2
+
+
 async def test_g7_a_write_to_a_reader_whose_access_was_withdrawn_is_broken(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -350,6 +350,8 @@ async def test_shadow_counts_what_enforce_would_refuse_and_raises_none_of_it(
     said = [r.getMessage() for r in caplog.records if r.name == "commitcast"]
     assert len(said) == 2
     assert "4111" not in "".join(said)
+    assert " to s " not in "".join(said), "a stream's name may be a user's"
+    assert "an event (dict) would be refused with InvalidEvent" in said[0]
     assert "NoTransaction: no transaction is open" in said[1]
 
 

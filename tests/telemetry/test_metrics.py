@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import math
 import re
+import sys
+import threading
 import weakref
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +20,15 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
-from commitcast import CoordinationHealthMonitor, Coordinator, Event, LayerPair, Rollout, emit
+from commitcast import (
+    CoordinationHealthMonitor,
+    Coordinator,
+    Event,
+    HealthLevel,
+    LayerPair,
+    Rollout,
+    emit,
+)
 from commitcast.invariants import Invariants
 from commitcast.metrics import CoordinatorCollector, Exposition
 from commitcast.readings import READINGS
@@ -205,6 +215,14 @@ async def test_a_database_that_cannot_be_asked_leaves_values_out_and_says_so(
     assert found["commitcast_invariants_known", ()] == 1
 
 
+@pytest.mark.parametrize("level", HealthLevel)
+async def test_what_nobody_is_to_ask_is_not_missing(anyio_backend: str, level: HealthLevel) -> None:
+    coordinator = Coordinator(create_async_engine("sqlite+aiosqlite://"), health=level)
+    coordinator.detach()
+    is_missing = ("commitcast_invariants_known", ()) in scraped(coordinator)
+    assert is_missing == (level is not HealthLevel.OFF)
+
+
 async def test_the_documents_names_are_those_that_are_scraped(coordinator: Coordinator) -> None:
     text = (Path(__file__).parents[2] / "docs" / "observability.md").read_text()
     written = set(re.findall(r"commitcast_[a-z_]+", text)) - {"commitcast_"}
@@ -277,10 +295,8 @@ async def test_an_opentelemetry_has_the_instruments_of_one_coordinator_and_does_
     reader = InMemoryMetricReader()
     telemetry = OpenTelemetry(meter_provider=MeterProvider([reader], shutdown_on_exit=False))
     telemetry.watch(coordinator)
-    with pytest.raises(ValueError, match="give each its own"):
-        telemetry.watch(coordinator)
     engine = create_async_engine("sqlite+aiosqlite://")
-    with pytest.raises(ValueError, match="give each its own"):
+    with pytest.raises(ValueError, match="give each one of its own"):
         Coordinator(engine, tracing=telemetry)
     Coordinator(engine).detach()  # the one that was refused has let go of the engine
     assert observed(reader)
@@ -295,3 +311,71 @@ async def test_an_opentelemetry_has_the_instruments_of_one_coordinator_and_does_
     assert gone() is None
     assert not observed(reader_2)
     await engine.dispose()
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["gone", "kept"])
+async def test_a_coordinator_that_is_made_again_is_observed_and_two_at_once_are_refused(
+    anyio_backend: str, kept: bool
+) -> None:
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader], shutdown_on_exit=False)
+    engine = create_async_engine("sqlite+aiosqlite://")
+    first = Coordinator(engine, tracing=OpenTelemetry(meter_provider=provider))
+    other = create_async_engine("sqlite+aiosqlite://")
+    with pytest.raises(ValueError, match="detach that one first"):
+        Coordinator(other, tracing=OpenTelemetry(meter_provider=provider))
+    first.detach()
+    keep = [first] if kept else []
+    del first
+    again = Coordinator(engine, tracing=OpenTelemetry(meter_provider=provider))
+    again.rolled_back(("thread:7",))
+    assert observed(reader)["commitcast.rollbacks", ()] == (1, "")
+    again.detach()
+    assert len(keep) == kept
+    await engine.dispose()
+
+
+async def test_an_exporters_thread_reads_while_readers_come_and_go(database: Database) -> None:
+    coordinator = database.coordinator(drain_s=0, poll_interval_s=60)
+    failures, stop = list[BaseException](), threading.Event()
+
+    def export() -> None:
+        try:
+            while not stop.is_set():
+                coordinator.counts()
+        except BaseException as error:  # noqa: BLE001 - whatever it is
+            failures.append(error)
+
+    before = sys.getswitchinterval()
+    async with coordinator:
+        delivery = coordinator._delivery
+        assert delivery is not None
+        kept = [coordinator.subscribe(f"thread:{n}") for n in range(200)]
+        for subscription in kept:
+            delivery.register(subscription)
+        thread = threading.Thread(target=export)
+        sys.setswitchinterval(1e-6)
+        try:
+            thread.start()
+            for n in range(2_000):
+                delivery.register(coordinator.subscribe(f"thread:{n % 400}"))  # and dropped
+                one = coordinator.subscribe(f"thread:{n % 400 + 200}")
+                delivery.register(one)
+                one.close()
+        finally:
+            sys.setswitchinterval(before)
+            stop.set()
+            thread.join()
+        assert coordinator.counts()["subscriptions"] == len(kept)
+    assert failures == []
+
+
+@pytest.mark.parametrize(
+    "accept", ["text/plain; version=x", "application/openmetrics-text; version=x"]
+)
+async def test_an_accept_that_cannot_be_read_gets_the_default_format(
+    coordinator: Coordinator, accept: str
+) -> None:
+    text, content_type = Exposition(coordinator).text(accept)
+    assert content_type == Exposition(coordinator).text("")[1]
+    assert b"commitcast_subscriptions" in text

@@ -21,16 +21,11 @@ from commitcast.errors import (
 )
 from commitcast.event import CommittedEvent, Event, Position
 from commitcast.flags import Mode, Modes, OpenFeatureModes, Rollout
-from commitcast.health import (
-    CoordinationHealthMonitor,
-    HealthAlert,
-    HealthLevel,
-    HealthScore,
-    LayerPair,
-)
+from commitcast.health import CoordinationHealthMonitor, HealthAlert, HealthLevel
 from commitcast.invariants import Invariants
 from commitcast.notification import Layer, RecoveryAction, RollbackNotification
 from commitcast.operation import Operation
+from commitcast.score import HealthScore, LayerPair
 from commitcast.settings import Retention, Settings
 from commitcast.subscription import EARLIEST, AccessDenied, Reset, Subscription
 from commitcast.telemetry import CoordinationEvent, CoordinationEventType

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from commitcast.health import WEIGHTS, LayerPair
+from commitcast.score import WEIGHTS, LayerPair
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

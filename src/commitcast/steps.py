@@ -13,7 +13,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Final
 
-from commitcast.health import LayerPair
+from commitcast.score import LayerPair
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from commitcast.audit.shadow import Shadow
-from commitcast.health import CoordinationHealthMonitor, LayerPair
+from commitcast.health import CoordinationHealthMonitor
 
 from .stage import Base, Stage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    from commitcast.score import LayerPair
     from conftest import Database
 
 

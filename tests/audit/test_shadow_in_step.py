@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from commitcast.health import LayerPair
+from commitcast.score import LayerPair
 
 from .stage import Note, Run
 

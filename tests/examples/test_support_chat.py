@@ -12,7 +12,8 @@ import pytest
 from commitcast.audit import Shadow
 from commitcast.audit.serving import listen, serve
 from commitcast.flags import Rollout
-from commitcast.health import CoordinationHealthMonitor, LayerPair
+from commitcast.health import CoordinationHealthMonitor
+from commitcast.score import LayerPair
 from support_chat.app import create_app
 from support_chat.drive import traffic
 from support_chat.shadow import configure

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tracemalloc
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
+from typing import TYPE_CHECKING
 
 import orjson
 import pytest
@@ -12,8 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from commitcast import CoordinationHealthMonitor, HealthAlert, HealthLevel, LayerPair
-from commitcast.health import MAX_EVENT_TYPES, OTHER, HealthScore
+from commitcast.health import MAX_EVENT_TYPES, OTHER
 from commitcast.health_report import report
+
+if TYPE_CHECKING:
+    from commitcast.score import HealthScore
 
 STRICT = {"transaction_boundary", "isolation"}
 WEIGHTS = {

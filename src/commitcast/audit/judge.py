@@ -27,7 +27,7 @@ from commitcast.audit.sessions import Sessions
 from commitcast.audit.states import States, Told
 from commitcast.audit.transactions import Transactions
 from commitcast.audit.work import Outcome, Send
-from commitcast.health import LayerPair
+from commitcast.score import LayerPair
 
 if TYPE_CHECKING:
     import asyncio

@@ -59,7 +59,8 @@ class Audit:
         """Install a Shadow; raises UsageError for a configuration that is not there."""
         from commitcast.audit.shadow import Shadow
         from commitcast.audit.target import WrongUse, import_from_here, load_function
-        from commitcast.health import CoordinationHealthMonitor, LayerPair
+        from commitcast.health import CoordinationHealthMonitor
+        from commitcast.score import LayerPair
 
         self._json: Path | None = config.getoption("commitcast_json")
         self._fail_under: float = config.getoption("commitcast_fail_under")

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from commitcast.health import HealthScore
+    from commitcast.score import HealthScore
 
 
 class BreachKind(StrEnum):

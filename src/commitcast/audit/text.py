@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from commitcast.audit.report import AuditReport, BreachKind, Finding
-from commitcast.health import LayerPair
+from commitcast.score import LayerPair
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

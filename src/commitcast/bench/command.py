@@ -107,7 +107,8 @@ async def _server(program: str, database_url: str) -> AsyncIterator[int]:
         "commitcast.bench.server",
         program,
         stdout=asyncio.subprocess.PIPE,
-        env={**os.environ, URL_VARIABLE: database_url},
+        # one seed for all: two processes of one program differ by some percent for that alone
+        env={**os.environ, URL_VARIABLE: database_url, "PYTHONHASHSEED": "0"},
     )
     try:
         if process.stdout is None:

@@ -39,6 +39,8 @@ OTHER: Final = "(other)"
 BUCKETS_MS: Final = (1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 200.0, 500.0, 1_000.0, 5_000.0)
 """Upper bounds of the histogram of gaps; the last bucket is what is over all of them."""
 _RECENT: Final = 100
+_AT_ONCE: Final = 256
+"""Steps that are counted together."""
 _LONGEST_DETAIL: Final = 300
 
 
@@ -140,6 +142,7 @@ class CoordinationHealthMonitor:
         self.alert_below = alert_below
         self.recovered_above = recovered_above
         self._lock = threading.Lock()
+        self._pending: deque[tuple[float, str, LayerPair, float | None, str]] = deque()
         self._slots: list[_Slot] = [_Slot() for _ in range(window_minutes)]
         self._totals = {pair: Total() for pair in LayerPair}
         self._recent: deque[Breach] = deque(maxlen=_RECENT)
@@ -177,24 +180,31 @@ class CoordinationHealthMonitor:
                 raise TypeError(f"event_type must be a string, not {type(event_type).__name__}")
             event_type = str.__str__(event_type)
         pair = layers if isinstance(layers, LayerPair) else LayerPair(layers)
-        late = broken = 0
-        if gap_ms is None:
-            broken = 1
-        elif not isfinite(gap_ms):
+        if gap_ms is not None and not isfinite(gap_ms):
             raise ValueError(
                 f"gap_ms must be a finite number of ms, not {gap_ms}; None is for what never came"
             )
-        elif gap_ms < 0:
-            broken = 1
-        elif gap_ms > self.thresholds_ms[pair]:
-            broken = int(pair in STRICT)
-            late = 1 - broken
-        with self._lock:
-            now = self.clock()  # in here, so that no slot is begun by a later minute meanwhile
-            self._count(int(now // 60), event_type, pair, late, broken, gap_ms)
+        pending = self._pending
+        pending.append((self.clock(), event_type, pair, gap_ms, detail))
+        if len(pending) >= _AT_ONCE:
+            with self._lock:
+                self._count_pending()
+
+    def _count_pending(self) -> None:
+        """Count what was recorded since; all at once, so that recording is short where it is done."""
+        pending = self._pending
+        while pending:
+            at, event_type, pair, gap_ms, detail = pending.popleft()
+            late = broken = 0
+            if gap_ms is None or gap_ms < 0:
+                broken = 1
+            elif gap_ms > self.thresholds_ms[pair]:
+                broken = int(pair in STRICT)
+                late = 1 - broken
+            self._count(int(at // 60), event_type, pair, late, broken, gap_ms)
             if late or broken:
                 self._recent.append(
-                    Breach(now, event_type, pair, gap_ms, bool(broken), detail[:_LONGEST_DETAIL])
+                    Breach(at, event_type, pair, gap_ms, bool(broken), detail[:_LONGEST_DETAIL])
                 )
 
     def _count(
@@ -202,11 +212,13 @@ class CoordinationHealthMonitor:
         gap_ms: float | None,
     ) -> None:  # fmt: skip
         slot = self._slots[minute % self.window_minutes]
-        if slot.minute != minute:
+        if slot.minute < minute:
             slot.begin(minute)
-        counts = slot.counts.get((event_type, pair))
+        # A thread may have been held up between the clock and here, for as long as the window.
+        counts = slot.counts.get((event_type, pair)) if slot.minute == minute else Counts()
         if counts is None:
             counts = slot.make(event_type, pair)
+        slot.pairs = None
         total = self._totals[pair]
         whole = total.counts
         counts.steps += 1
@@ -236,6 +248,7 @@ class CoordinationHealthMonitor:
         window = min(time_window_minutes, self.window_minutes)
         by_type: dict[str, dict[LayerPair, Counts]] = {}
         with self._lock:
+            self._count_pending()
             minute = int(self.clock() // 60)
             by_pair = self._by_pair(minute, window)
             for slot in self._slots:
@@ -266,6 +279,7 @@ class CoordinationHealthMonitor:
     def has_steps(self, layers: LayerPair, *, besides: Container[str] = ()) -> bool:
         """Whether the window has any of a pair, of event types other than those."""
         with self._lock:
+            self._count_pending()
             oldest = int(self.clock() // 60) - self.window_minutes + 1
             return any(
                 pair is layers and event_type not in besides
@@ -277,6 +291,7 @@ class CoordinationHealthMonitor:
     def totals(self) -> Mapping[LayerPair, Total]:
         """All steps since the monitor was made, a copy."""
         with self._lock:
+            self._count_pending()
             return {
                 pair: Total(
                     Counts(c.steps, c.late, c.broken, c.worst_ms), t.sum_ms, t.timed,
@@ -289,6 +304,7 @@ class CoordinationHealthMonitor:
     def recent_breaches(self) -> list[Breach]:
         """The last hundred, oldest first."""
         with self._lock:
+            self._count_pending()
             return list(self._recent)
 
     # --- alerts ---------------------------------------------------------------------------
@@ -317,6 +333,7 @@ class CoordinationHealthMonitor:
         """Compare the scores of the window with the limits; returns the alerts that were sent."""
         sent: list[HealthAlert] = []
         with self._lock:  # two that check at once send an alert once
+            self._count_pending()
             by_pair = self._by_pair(int(self.clock() // 60), self.window_minutes)
             scores: Iterable[tuple[LayerPair | None, float | None]] = (
                 (None, weighted(by_pair)),

@@ -31,6 +31,7 @@ SOCKET, NOTICE = LayerPair.DATABASE_SOCKET, LayerPair.ROLLBACK_NOTIFICATION
 
 def recorded(coordinator: Coordinator, name: str) -> tuple[int, int]:
     """Steps of one invariant, and how many of them are broken."""
+    coordinator.health.totals()  # counts what was recorded
     counts = [
         c
         for slot in coordinator.health._slots

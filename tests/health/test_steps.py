@@ -31,6 +31,7 @@ QUIET: Any = {"drain_s": 0, "invariants_every_s": 0}
 
 def steps(coordinator: Coordinator) -> dict[str, Counter[LayerPair]]:
     """How many steps of each pair each event type has."""
+    coordinator.health.totals()  # counts what was recorded
     found: dict[str, Counter[LayerPair]] = {}
     for slot in coordinator.health._slots:
         for (kind, pair), counts in slot.counts.items():

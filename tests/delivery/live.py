@@ -9,15 +9,17 @@ import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-import uvicorn
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from commitcast import Event, emit
+from serving import served
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+
+    import uvicorn
 
     from commitcast import Coordinator
 
@@ -213,40 +215,16 @@ async def serving(
     )
     if app is None:
         app = Starlette(routes=[Mount("/realtime", realtime)], lifespan=coordinator.lifespan)
-    config = uvicorn.Config(app, port=0, log_level="error", lifespan="on")
-    server = _Server(config)
-    running = asyncio.create_task(server.serve())
-    async with asyncio.timeout(PATIENCE_S):
-        await server.up.wait()
-    port = server.servers[0].sockets[0].getsockname()[1]
-    site = Site(port, coordinator, server)
-    delivery = coordinator._delivery
-    assert delivery is not None
-    try:
-        yield site
-    finally:
-        for client in site.clients:
-            await client.close()
-        coordinator.begin_drain()
-        server.should_exit = True
-        async with asyncio.timeout(PATIENCE_S):
-            await running
-        assert not delivery._feeds, "a subscription outlived its client"
-        assert delivery._memory.bytes == 0
-        assert not realtime._connections.total()
-
-
-class _Server(uvicorn.Server):
-    """Says when it is up."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.up = asyncio.Event()
-
-    async def startup(self, sockets: Any = None) -> None:
-        await super().startup(sockets)
-        self.up.set()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Any:
-        yield
+    async with served(app) as server:
+        site = Site(server.port, coordinator, server)
+        delivery = coordinator._delivery
+        assert delivery is not None
+        try:
+            yield site
+        finally:
+            for client in site.clients:
+                await client.close()
+            coordinator.begin_drain()
+    assert not delivery._feeds, "a subscription outlived its client"
+    assert delivery._memory.bytes == 0
+    assert not realtime._connections.total()

@@ -6,15 +6,15 @@ import asyncio
 import contextlib
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
-import uvicorn
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from commitcast import Event, emit
+from serving import served
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -106,32 +106,10 @@ async def serving(
     """Run the coordinator and a server until the block is left."""
     realtime = coordinator.asgi(authenticate=lambda request: request.bearer, authorize=authorize)
     app = Starlette(routes=[Mount("/realtime", realtime)], lifespan=coordinator.lifespan)
-    server = _Server(uvicorn.Config(app, port=0, log_level="error", lifespan="on"))
-    running = asyncio.create_task(server.serve())
-    async with asyncio.timeout(PATIENCE_S):
-        await server.up.wait()
-    port = server.servers[0].sockets[0].getsockname()[1]
-    try:
-        async with httpx.AsyncClient(timeout=PATIENCE_S) as http, contextlib.AsyncExitStack() as s:
-            yield Site(f"http://127.0.0.1:{port}", s, http)
-            coordinator.begin_drain()
-    finally:
-        server.should_exit = True
-        async with asyncio.timeout(PATIENCE_S):
-            await running
-
-
-class _Server(uvicorn.Server):
-    """Says when it is up."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.up = asyncio.Event()
-
-    async def startup(self, sockets: Any = None) -> None:
-        await super().startup(sockets)
-        self.up.set()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Any:
-        yield
+    async with (
+        served(app) as server,
+        httpx.AsyncClient(timeout=PATIENCE_S) as http,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        yield Site(f"http://127.0.0.1:{server.port}", stack, http)
+        coordinator.begin_drain()

@@ -9,7 +9,6 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import uvicorn
 from sqlalchemy import String, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -18,6 +17,7 @@ from starlette.routing import WebSocketRoute
 from websockets.asyncio.client import connect
 
 from commitcast import CommittedEvent, Event, emit
+from serving import served
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -153,31 +153,5 @@ async def chatting(
     app = Starlette(
         routes=[WebSocketRoute("/{thread}/{user}", serve)], lifespan=coordinator.lifespan
     )
-    server = _Server(
-        uvicorn.Config(app, port=0, log_level="error", lifespan="on", ws="websockets-sansio")
-    )
-    running = asyncio.create_task(server.serve())
-    async with asyncio.timeout(PATIENCE_S):
-        await server.up.wait()
-    try:
-        yield Chat(coordinator, hub, sessions, server.servers[0].sockets[0].getsockname()[1])
-    finally:
-        server.should_exit = True
-        async with asyncio.timeout(PATIENCE_S):
-            await running
-
-
-class _Server(uvicorn.Server):
-    """Says when it is up."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.up = asyncio.Event()
-
-    async def startup(self, sockets: Any = None) -> None:
-        await super().startup(sockets)
-        self.up.set()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Any:
-        yield
+    async with served(app, patience_s=PATIENCE_S, ws="websockets-sansio") as server:
+        yield Chat(coordinator, hub, sessions, server.port)

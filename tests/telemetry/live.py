@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
 import httpx
-import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Mount
+
+from serving import served
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -18,24 +18,6 @@ if TYPE_CHECKING:
     from commitcast import Coordinator
 
 PATIENCE_S = 20.0
-
-
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.up = asyncio.Event()
-
-    async def startup(self, sockets: Any = None) -> None:
-        await super().startup(sockets)
-        self.up.set()
-
-    def install_signal_handlers(self) -> None:
-        """They are pytest's."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Any:
-        """They are pytest's."""
-        yield
 
 
 @contextlib.asynccontextmanager
@@ -47,23 +29,18 @@ async def serving(coordinator: Coordinator, **options: Any) -> AsyncIterator[htt
         **options,
     )
     app = Starlette(routes=[Mount("/realtime", realtime)], lifespan=coordinator.lifespan)
-    server = _Server(uvicorn.Config(app, port=0, log_level="error", lifespan="on"))
-    running = asyncio.create_task(server.serve())
-    async with asyncio.timeout(PATIENCE_S):
-        await server.up.wait()
-    port = server.servers[0].sockets[0].getsockname()[1]
-    async with httpx.AsyncClient(
-        base_url=f"http://127.0.0.1:{port}/realtime",
-        headers={"Authorization": "Bearer ann"},
-        timeout=PATIENCE_S,
-    ) as client:
+    async with (
+        served(app) as server,
+        httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{server.port}/realtime",
+            headers={"Authorization": "Bearer ann"},
+            timeout=PATIENCE_S,
+        ) as client,
+    ):
         try:
             yield client
         finally:
             coordinator.begin_drain()
-            server.should_exit = True
-            async with asyncio.timeout(PATIENCE_S):
-                await running
 
 
 @contextlib.asynccontextmanager

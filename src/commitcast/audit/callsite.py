@@ -11,14 +11,20 @@ import asyncio.events
 import asyncio.runners
 import concurrent.futures
 import inspect
+import queue
 import sys
 import sysconfig
 import threading
 from pathlib import Path
-from types import CodeType
-from typing import Any, Final, TypeAlias
+from types import CodeType, FrameType
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from commitcast.audit.report import CallSite
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_T = TypeVar("_T")
 
 Chain: TypeAlias = tuple[tuple[CodeType, int], ...]
 """Lines of the app, innermost first."""
@@ -40,6 +46,7 @@ _WAITS_IN: Final = (
     *(str(Path(inspect.getfile(module)).parent) for module in (asyncio, concurrent.futures)),
     str(Path(sysconfig.get_path("purelib")) / "anyio"),
 )
+_QUEUES: Final = (*_WAITS_IN, inspect.getfile(queue), str(Path(__file__).parent))
 _BOUNDARIES: Final[set[CodeType]] = set()
 _known: dict[str, bool] = {}
 
@@ -83,6 +90,19 @@ def lines() -> Chain:
                 break
         frame = frame.f_back
     return tuple(found)
+
+
+def is_called_by_app() -> bool:
+    """Whether it is the app, or an event loop on its behalf, that called into Python's queues here."""
+    frame = inspect.currentframe()
+    for _ in range(_DEEPEST):
+        if frame is None or frame.f_code.co_filename in _LOOPS:
+            break
+        file = frame.f_code.co_filename
+        if not file.startswith(_QUEUES):
+            return is_app(file)
+        frame = frame.f_back
+    return True
 
 
 def waiting_task(task: asyncio.Task[Any] | None) -> Chain:
@@ -135,15 +155,27 @@ def runs(ident: int, chain: Chain) -> bool:
 
 def suspended(iterator: Any) -> Chain:
     """The line at which a generator of the app waits; empty if it is not the app's."""
-    for _ in range(4):
-        frame = getattr(iterator, "ag_frame", None) or getattr(iterator, "gi_frame", None)
+    frame = _suspended(iterator)
+    return () if frame is None else ((frame.f_code, frame.f_lineno),)
+
+
+def first_local(wanted: Callable[[object], _T | None], generator: Any = None) -> _T | None:
+    """The first variable that is wanted, of a generator of the app that waits and of the stack."""
+    frame = _suspended(generator)
+    outer: FrameType | None = inspect.currentframe()
+    for _ in range(_DEEPEST):
         if frame is None:
-            return ()
-        if is_app(frame.f_code.co_filename):
-            return ((frame.f_code, frame.f_lineno),)
-        # Starlette runs a plain generator in threads, from a generator of its own.
-        iterator = frame.f_locals.get("as_iterator")
-    return ()
+            frame, outer = outer, None
+            if frame is None:
+                break
+        code = frame.f_code
+        if code in _BOUNDARIES or code.co_filename in _LOOPS:
+            break
+        for value in list(frame.f_locals.values()):
+            if (found := wanted(value)) is not None:
+                return found
+        frame = frame.f_back
+    return None
 
 
 def meet(send: Chain, change: Chain) -> int | None:
@@ -185,6 +217,17 @@ def _outside() -> Chain:
             found.append((frame.f_code, frame.f_lineno))
         frame = frame.f_back
     return tuple(found[:_LONGEST])
+
+
+def _suspended(iterator: Any) -> FrameType | None:
+    for _ in range(4):
+        frame: FrameType | None = getattr(iterator, "ag_frame", None)
+        frame = frame or getattr(iterator, "gi_frame", None)
+        if frame is None or is_app(frame.f_code.co_filename):
+            return frame
+        # Starlette runs a plain generator in threads, from a generator of its own.
+        iterator = frame.f_locals.get("as_iterator")
+    return None
 
 
 def _current_greenlet() -> Any:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, MutableMapping
 
     from commitcast.audit.callsite import Chain
+    from commitcast.audit.queues import Handed
     from commitcast.audit.sessions import Note
     from commitcast.audit.work import Work
 
@@ -90,6 +91,8 @@ class Origin:
     """Sessions that had changes to flush, and in which of their transactions."""
     committed_at: float | None
     """When a COMMIT had just returned there."""
+    handed: Handed | None = None
+    """What came out of a queue there."""
 
 
 current_unit: ContextVar[Unit | None] = ContextVar("commitcast_unit", default=None)

@@ -21,6 +21,8 @@ from commitcast.audit.channel import (
     sent_at,
 )
 from commitcast.audit.findings import Findings
+from commitcast.audit.message import of_arguments
+from commitcast.audit.queues import Handed, Queues, may_be_sent, new, tells
 from commitcast.audit.report import AuditReport, BreachKind
 from commitcast.audit.rollbacks import Rollback, Rollbacks
 from commitcast.audit.sessions import Sessions
@@ -31,7 +33,7 @@ from commitcast.score import LayerPair
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from commitcast.audit.callsite import Chain
     from commitcast.audit.message import Message
@@ -69,6 +71,7 @@ class Judge:
         self.sessions = Sessions(self, joined_commits=joined_commits)
         self.rollbacks = Rollbacks(self.clock, self._told, self._untold)
         self.states = States(self._apart)
+        self.queues = Queues()
         self.options = options
         self._findings = Findings()
         self._sends = self._transactions = self._rolled_back = 0
@@ -76,10 +79,10 @@ class Judge:
 
     # --- being told of sends --------------------------------------------------------------
 
-    def sending(self, message: Message, channel: Channel, chain: Chain = ()) -> Send | None:
+    def sending(self, message: Message, channel: Channel, generator: Any = None) -> Send | None:
         """A message is about to leave; None if it is not judged.
 
-        `chain` are lines of the app that wait for the send and are not on the stack.
+        `generator` is one that waits for the send, and is not on the stack.
         """
         options = self.options
         if options.ignores(message.value):
@@ -89,12 +92,19 @@ class Judge:
             return None
         at = self.clock()
         called = origin.get()
+        chain = callsite.suspended(generator)
         found = _Lines(chain, called.chain if called is not None else ())
         with self.lock:
             notice = options.is_notice(message.value)
             send = Send(message.event_type, channel, unit, at, notice)
             send.since = called.committed_at if called else self._just_committed()
             works, notes = self._beside(called, unit, chain)
+            handed = self.queues.held(generator) or (called.handed if called else None)
+            if handed is not None and tells(message.value, handed.item):
+                handed.follow(send, lines=not works and not notes)
+                works_told = (*works, *(w for w in handed.works if w.open))
+            else:
+                works_told = tuple(works)
             if works or notes:
                 send.chain = found()
                 for work in works:
@@ -108,7 +118,7 @@ class Judge:
             whole = send.counted = not inside_send.get()
             self._isolation(message, send, found)
             if whole and self.states:
-                self._state(message, send, tuple(works), found)
+                self._state(message, send, works_told, found)
             return send
 
     def sent(self, send: Send) -> None:
@@ -118,7 +128,9 @@ class Judge:
             if not send.counted:
                 return
             self._sends += 1
-            if not send.held:
+            if send.late and not send.waiting:
+                self._judge(send)
+            elif not send.held:
                 self._step(send.event_type, LayerPair.TRANSACTION_BOUNDARY, 0.0)
                 gap = 0.0 if send.since is None else (now - send.since) * 1_000
                 if 0 < gap <= _LONGEST_MS:
@@ -133,6 +145,35 @@ class Judge:
             if any(self.options.is_notice(value) for value in said):
                 self.rollbacks.notice(channel, unit, self.clock())
 
+    def handing(self, item: object) -> None:
+        """Something is put into a queue, and may come out of it in a task that sends it."""
+        works, notes = self._beside(None, current_unit.get(), ())
+        committed_at = self._just_committed()
+        if not (works or notes or self.rollbacks.pending or committed_at or len(self.queues)):
+            return
+        if not may_be_sent(item) or not callsite.is_called_by_app():
+            return
+        with self.lock:
+            at = self.clock()
+            value = of_arguments((getattr(item, "data", item),)).value
+            if (works or self.rollbacks.pending) and self.options.is_notice(value):
+                self.rollbacks.promise(current_unit.get(), at)
+            if self.queues.again(item, tuple(works)) and not notes:
+                return
+            if not (works or notes or committed_at):
+                self.queues.forget(item)
+                return
+            handed = new(item, at)
+            handed.works, handed.committed_at = tuple(works), committed_at
+            if works or notes:
+                handed.committed_at = None
+                handed.chain = callsite.lines() or (works[0].last if works else notes[0].added)
+            for work in works:
+                work.hold(handed)
+            for note in notes:
+                note.holding.add(handed, note.added)
+            self.queues.put(handed)
+
     def failed(self, send: Send) -> None:
         """The send raised: nothing left."""
         send.void = True
@@ -143,7 +184,7 @@ class Judge:
         notes = tuple((note, note.cycle) for note in self.sessions.unflushed())
         wanted = works or notes or self.options.isolates or self.states
         lines = callsite.lines() if wanted else ()
-        return Origin(lines, works, notes, self._just_committed())
+        return Origin(lines, works, notes, self._just_committed(), self.queues.held())
 
     # --- being told of works --------------------------------------------------------------
 
@@ -207,6 +248,7 @@ class Judge:
             self.sessions.finish()
             self.rollbacks.finish()
             self.states.finish()
+            self.queues.clear()
 
     def report(self) -> AuditReport:
         """What was found so far."""
@@ -261,6 +303,10 @@ class Judge:
         return works, notes
 
     def _judge(self, send: Send) -> None:
+        if isinstance(send, Handed):
+            for follower in send.followers:
+                self.learn(follower, send.outcome, send.cause, send.committed_at)
+            return
         if send.void or not send.counted:
             return
         pair = LayerPair.TRANSACTION_BOUNDARY
@@ -288,13 +334,13 @@ class Judge:
             return
         shown: list[Channel] = []
         noticed: list[Channel] = []
-        for each in held:
-            if each.send.void:
+        for send in _sends(held):
+            if send.void:
                 continue
-            if each.send.notice:
-                noticed.append(each.send.channel)
-            elif each.send.channel not in shown:
-                shown.append(each.send.channel)
+            if send.notice:
+                noticed.append(send.channel)
+            elif send.channel not in shown:
+                shown.append(send.channel)
         waiting = [c for c in shown if not c.closed and not any(n.tells(c) for n in noticed)]
         if not shown and unit is not None and unit.channel.closed:
             return
@@ -350,6 +396,14 @@ def _rolled_back_at(work: Work, *, here: bool) -> tuple[Chain, asyncio.Task[Any]
     if where:
         return where, current_task()
     return work.waiting() or work.last, None if work.task is None else work.task()
+
+
+def _sends(held: list[Held]) -> Iterator[Send]:
+    for each in held:
+        if isinstance(each.send, Handed):
+            yield from each.send.followers
+        else:
+            yield each.send
 
 
 class _Lines:

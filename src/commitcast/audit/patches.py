@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import importlib
 import inspect
+import queue
 from types import MethodType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -43,6 +45,10 @@ class Patches:
         fastapi = _module("fastapi.routing")
         if hasattr(fastapi, "format_sse_event"):
             self._replace(fastapi, "format_sse_event", _producing(judge))
+        self._replace(asyncio.Queue, "put_nowait", _putting(judge))
+        self._replace(queue.Queue, "put", _putting(judge))
+        if streams := _module("anyio.streams.memory"):
+            self._replace(streams.MemoryObjectSendStream, "send_nowait", _putting(judge))
         if socketio := _module("socketio"):
             for server in (socketio.AsyncServer, socketio.Server):
                 self._replace(server, "emit", _emitting(judge))
@@ -121,6 +127,20 @@ def _producing(judge: Judge) -> Callable[[Any], Any]:
             return chunk
 
         return call
+
+    return make
+
+
+def _putting(judge: Judge) -> Callable[[Any], Any]:
+    look = judge.guarded(judge.handing)
+
+    def make(original: Any) -> Any:
+        @functools.wraps(original)
+        def put(self: Any, item: Any, *args: Any, **kwargs: Any) -> Any:
+            look(item)
+            return original(self, item, *args, **kwargs)
+
+        return put
 
     return make
 

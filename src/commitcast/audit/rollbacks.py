@@ -35,9 +35,13 @@ class Rollback:
     was_shown: bool
     unit: Unit | None = field(default_factory=current_unit.get)
     task: weakref.ref[asyncio.Task[Any]] | None = None
+    promised: bool = False
+    """A notice was put into a queue, from which others send it."""
 
     def over(self) -> bool:
         """Whether nothing more can be told on its behalf."""
+        if self.promised:
+            return False
         task = None if self.task is None else self.task()
         own = self.unit is not None and task is not None and self.unit.task() is task
         if self.unit is None and self.task is None:
@@ -121,6 +125,18 @@ class Rollbacks:
                     done = rollback.unit is unit or channel.tells(rollback.unit.channel)
             if done:
                 self._tell(rollback, at)
+
+    def promise(self, unit: Unit | None, at: float) -> None:
+        """A notice is put into a queue: who was shown something gets it when it comes out."""
+        if unit is not None:
+            unit.noticed_at = at
+        _noticed_at.set(at)
+        for rollback in list(self._pending):
+            if _of_here(rollback) or (unit is not None and rollback.unit is unit):
+                if rollback.was_shown:
+                    rollback.promised = True
+                else:
+                    self._tell(rollback, at)
 
     def refused(self, unit: Unit, at: float) -> None:
         """A request's own response says that it failed."""

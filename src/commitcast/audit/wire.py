@@ -114,7 +114,7 @@ class Connection:
                 judge.guarded(self._read)(message.get("body", b""))
             self._channel.answered = not message.get("more_body", False)
         if not self._channel.streamed:
-            return self._stream.look(message, ())
+            return self._stream.look(message)
         return []
 
     def _read(self, body: bytes) -> None:
@@ -145,14 +145,14 @@ class Stream:
         self._channel = channel
         self._events = False
 
-    def look(self, message: Message, chain: callsite.Chain) -> list[Send]:
-        """The events in a message of the response."""
+    def look(self, message: Message, generator: Any = None) -> list[Send]:
+        """The events in a message of the response, which a generator may have made."""
         if message["type"] == "http.response.start":
             headers = {bytes(k).lower(): bytes(v) for k, v in message.get("headers", ())}
             self._events = headers.get(b"content-type", b"").startswith(b"text/event-stream")
         elif message["type"] == "http.response.body" and self._events:
             found = [
-                self._judge.sending(event, self._channel, chain)
+                self._judge.sending(event, self._channel, generator)
                 for event in of_stream(message.get("body", b""))
             ]
             return [send for send in found if send is not None]
@@ -178,7 +178,7 @@ async def stream(
     def look(message: Message) -> list[Send]:
         if channel.produced:
             return []
-        return body.look(message, callsite.suspended(response.body_iterator))
+        return body.look(message, response.body_iterator)
 
     async def judged(message: Message) -> None:
         await deliver(judge, judge.guarded(look)(message) or [], send, message)
@@ -200,7 +200,7 @@ def produced(judge: Judge, chunk: bytes) -> None:
         iterator = frame.f_locals.get("sse_aiter")
         frame = frame.f_back
     for event in of_stream(chunk):
-        send = judge.sending(event, unit.channel, callsite.suspended(iterator))
+        send = judge.sending(event, unit.channel, iterator)
         if send is not None:
             judge.sent(send)
 

@@ -63,6 +63,8 @@ class Send:
     committed_at: float | None = None
     cause: Chain = ()
     """Lines of the change."""
+    late: bool = False
+    """It tells of work that had been rolled back before."""
 
     def learn(self, outcome: Outcome, at: float, cause: Chain) -> bool:
         """One of its works has ended; returns whether it was the last."""

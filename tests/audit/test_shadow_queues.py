@@ -476,6 +476,32 @@ async def test_an_object_that_is_put_again_after_the_commit_is_in_step(
     assert found(shadow) == {}
 
 
+@on_sqlite
+async def test_an_object_that_is_put_again_by_who_changes_nothing_is_in_step(
+    stage: Stage, shadow: Shadow
+) -> None:
+    sockets = Sockets(stage, lambda websocket, said: websocket.send_json(said))
+    said = {"type": "said"}
+
+    @stage.app.post("/notes")
+    async def add() -> None:
+        async with stage.sessions() as session:
+            session.add(Note(text="a"))
+            await session.flush()
+            asyncio.Queue[Any]().put_nowait(said)
+            raise ValueError
+
+    @stage.app.post("/say")
+    async def say() -> None:
+        sockets.queue.put_nowait(said)
+
+    async with stage.served() as http, stage.reader("ann", "/queued/") as reader:
+        assert (await http.post("/notes")).status_code == 500
+        assert (await http.post("/say")).status_code == 200
+        assert (await reader.next())["type"] == "said"
+    assert found(shadow) == {}
+
+
 # --- telling of rollbacks ---------------------------------------------------------------------
 
 
@@ -509,6 +535,52 @@ async def test_a_notice_may_go_through_the_queue(
     assert found(shadow) == expected
 
 
+@on_sqlite
+async def test_a_notice_that_nobody_takes_out_of_the_queue_tells_nobody(
+    stage: Stage, shadow: Shadow
+) -> None:
+    broker = Broker(stage, lambda mine: sse(plain(mine)))
+    unread: asyncio.Queue[Any] = asyncio.Queue()
+
+    @stage.app.post("/notes")
+    async def add() -> dict[str, bool]:
+        async with stage.sessions() as session:
+            session.add(Note(text="a"))
+            await session.flush()
+            await broker.publish({"type": "said"})  # here: seen
+            await broker.was_read()
+            await session.rollback()  # here: taken back
+        unread.put_nowait({"type": "error"})
+        return {}
+
+    async with stage.served() as http, broker.client(http):
+        assert (await http.post("/notes")).status_code == 200
+        shadow.finish()  # while the client is there
+    assert found(shadow) == {(ROLLED_BACK, line("seen")): 1, (UNTOLD, line("taken back")): 1}
+
+
+@on_sqlite
+async def test_who_was_shown_something_is_not_told_by_the_answer_to_another(
+    stage: Stage, shadow: Shadow
+) -> None:
+    broker = Broker(stage, lambda mine: sse(plain(mine)))
+
+    @stage.app.post("/notes")
+    async def add() -> None:
+        async with stage.sessions() as session:
+            session.add(Note(text="a"))
+            await session.flush()
+            await broker.publish({"type": "said"})  # here: others saw
+            await broker.was_read()
+            raise ValueError  # here: told to one
+
+    async with stage.served() as http, broker.client(http):
+        assert (await http.post("/notes")).status_code == 500
+        shadow.finish()
+    kinds = {(finding.kind, finding.count) for finding in shadow.report().findings}
+    assert kinds == {(ROLLED_BACK, 1), (UNTOLD, 1)}
+
+
 # --- bounds -----------------------------------------------------------------------------------
 
 
@@ -525,3 +597,23 @@ async def test_what_is_kept_of_queues_is_bounded(stage: Stage, shadow: Shadow) -
     shadow.finish()
     assert len(kept) == 0
     assert shadow.report().findings == ()
+
+
+@on_sqlite
+async def test_what_libraries_put_is_not_kept_and_one_object_is_held_once(
+    stage: Stage, shadow: Shadow
+) -> None:
+    kept = shadow._judge.queues
+    library: dict[str, Any] = {}
+    source = "def put(queue, item): queue.put_nowait(item)"
+    exec(compile(source, "/lib/site-packages/pool.py", "exec"), library)
+    async with stage.sessions.begin() as session:
+        session.add(Note(text="a"))
+        await session.flush()
+        library["put"](asyncio.Queue(), {"job": 1})
+        assert len(kept) == 0
+        said = {"type": "said"}
+        for _ in range(3):
+            asyncio.Queue[Any]().put_nowait(said)
+        (work,) = shadow._judge.transactions._live
+        assert len(work.holding.sends) == 1

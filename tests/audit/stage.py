@@ -6,16 +6,16 @@ import asyncio
 import contextlib
 import inspect
 import json
-import socket
 from typing import TYPE_CHECKING, Any
 
 import httpx
-import uvicorn
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 from websockets.asyncio.client import connect
+
+from serving import served
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -95,23 +95,14 @@ class Stage:
     @contextlib.asynccontextmanager
     async def served(self) -> AsyncIterator[httpx.AsyncClient]:
         """On a real socket; yields a client of it."""
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            listener.listen()
-            self.port = listener.getsockname()[1]
-            config = uvicorn.Config(
-                self.app, log_level="error", lifespan="off", ws="websockets-sansio"
-            )
-            server = uvicorn.Server(config)
-            serving = asyncio.create_task(server.serve(sockets=[listener]))
-            async with httpx.AsyncClient(
-                base_url=f"http://127.0.0.1:{self.port}", timeout=PATIENCE_S
-            ) as client:
-                try:
-                    yield client
-                finally:
-                    server.should_exit = True
-                    await asyncio.wait_for(serving, PATIENCE_S)
+        async with (
+            served(self.app, ws="websockets-sansio", patience_s=PATIENCE_S) as server,
+            httpx.AsyncClient(
+                base_url=f"http://127.0.0.1:{server.port}", timeout=PATIENCE_S
+            ) as client,
+        ):
+            self.port = server.port
+            yield client
 
     @contextlib.asynccontextmanager
     async def reader(self, user: str = "ann", path: str = "/ws/") -> AsyncIterator[Reader]:

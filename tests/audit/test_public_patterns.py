@@ -31,7 +31,7 @@ from websockets.exceptions import ConnectionClosedError
 from commitcast.audit.report import BreachKind
 from commitcast.audit.shadow import Shadow
 
-from .stage import Note, Run, Stage, found, line
+from .stage import PATIENCE_S, Note, Run, Stage, found, line
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -185,16 +185,24 @@ async def test_a_dependency_that_commits_after_the_background_tasks_is_found(
     stage: Stage, shadow: Shadow, kind: str
 ) -> None:
     sync = stage.sync_sessions()
+    loop = asyncio.get_running_loop()
+    over: asyncio.Queue[None] = asyncio.Queue()
 
     async def get_db() -> AsyncIterator[AsyncSession]:
-        async with stage.sessions() as session:
-            yield session
-            await session.commit()  # here: commit after the answer
+        try:
+            async with stage.sessions() as session:
+                yield session
+                await session.commit()  # here: commit after the answer
+        finally:
+            over.put_nowait(None)
 
     def get_db_in_threads() -> Iterator[Session]:
-        with sync() as session:
-            yield session
-            session.commit()  # here: commit in a thread
+        try:
+            with sync() as session:
+                yield session
+                session.commit()  # here: commit in a thread
+        finally:
+            loop.call_soon_threadsafe(over.put_nowait, None)
 
     async def broadcast() -> None:
         for connection in stage.hub.active_connections:
@@ -219,6 +227,7 @@ async def test_a_dependency_that_commits_after_the_background_tasks_is_found(
         for _ in range(2):  # the second fails, on the same text, after it was answered
             assert (await client.post("/notes?text=a")).status_code == 200
             await reader.next()
+            await asyncio.wait_for(over.get(), PATIENCE_S)  # who has left need not be told
     marker = "commit after the answer" if kind == "async" else "commit in a thread"
     assert found(shadow) == {
         (BEFORE, line("background")): 1,

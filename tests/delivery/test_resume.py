@@ -112,12 +112,13 @@ async def test_g3_g5_subscribers_that_attach_at_any_moment_see_all_after_it_once
     )
     total, seed = 150, random.Random(7)
     seen: list[tuple[int, list[int]]] = []
-    committed = asyncio.Event()
+    attached: asyncio.Queue[int] = asyncio.Queue()
 
     async def read(after: str | None) -> None:
         async with coordinator.subscribe("thread:7", after=after) as subscription:
             assert subscription.position is not None
             start = subscription.position.offset
+            attached.put_nowait(start)
             offsets: list[int] = []
             while not offsets or offsets[-1] < total + 1:
                 offsets.append((await anext(subscription)).offset)
@@ -134,8 +135,9 @@ async def test_g3_g5_subscribers_that_attach_at_any_moment_see_all_after_it_once
             for _ in range(seed.randrange(60)):
                 await asyncio.sleep(0)
         await asyncio.wait(writers)
-        await say(engine, "thread:7", -1)
-        committed.set()
+        starts = [await attached.get() for _ in range(40)]
+        await say(engine, "thread:7", -1)  # who attached after all others waits for this one
+    assert any(0 < start < total for start in starts)
     assert len(seen) == 40
     for start, offsets in seen:
         assert offsets == list(range(start + 1, total + 2))

@@ -113,6 +113,11 @@ async def in_two(mine: asyncio.Queue[Any]) -> AsyncIterator[str]:
         yield f"data: {json.dumps(message)}\n\n"
 
 
+async def rendered_before(mine: asyncio.Queue[Any]) -> AsyncIterator[str]:
+    async for chunk in in_two(mine):
+        yield chunk
+
+
 async def ready(mine: asyncio.Queue[Any]) -> AsyncIterator[Any]:
     while (event := await mine.get()) is not None:
         yield event
@@ -132,6 +137,7 @@ RESPONSES: dict[str, tuple[Callable[[asyncio.Queue[Any]], Response], Callable[[s
     "a record": (lambda mine: sse(plain(mine)), lambda text: {"type": "said", "text": text}),
     "with a heartbeat": (lambda mine: sse(with_heartbeat(mine)), lambda text: {"text": text}),
     "two generators": (lambda mine: sse(in_two(mine)), lambda text: [text]),
+    "three generators": (lambda mine: sse(rendered_before(mine)), lambda text: {"text": text}),
     "an event as text": (
         lambda mine: sse(ready(mine)),
         lambda text: f'data: {{"t": "{text}"}}\n\n',

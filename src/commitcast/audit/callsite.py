@@ -10,19 +10,20 @@ import asyncio.base_events
 import asyncio.events
 import asyncio.runners
 import concurrent.futures
+import gc
 import inspect
 import queue
 import sys
 import sysconfig
 import threading
 from pathlib import Path
-from types import CodeType, FrameType
+from types import AsyncGeneratorType, CodeType, FrameType, GeneratorType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from commitcast.audit.report import CallSite
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 _T = TypeVar("_T")
 
@@ -47,6 +48,8 @@ _WAITS_IN: Final = (
     str(Path(sysconfig.get_path("purelib")) / "anyio"),
 )
 _QUEUES: Final = (*_WAITS_IN, inspect.getfile(queue), str(Path(__file__).parent))
+_GENERATORS: Final = (AsyncGeneratorType, GeneratorType)
+_MOST_READ: Final = 8
 _BOUNDARIES: Final[set[CodeType]] = set()
 _known: dict[str, bool] = {}
 
@@ -155,26 +158,23 @@ def runs(ident: int, chain: Chain) -> bool:
 
 def suspended(iterator: Any) -> Chain:
     """The line at which a generator of the app waits; empty if it is not the app's."""
-    frame = _suspended(iterator)
-    return () if frame is None else ((frame.f_code, frame.f_lineno),)
+    for _ in range(4):
+        frame = getattr(iterator, "ag_frame", None) or getattr(iterator, "gi_frame", None)
+        if frame is None:
+            return ()
+        if is_app(frame.f_code.co_filename):
+            return ((frame.f_code, frame.f_lineno),)
+        # Starlette runs a plain generator in threads, from a generator of its own.
+        iterator = frame.f_locals.get("as_iterator")
+    return ()
 
 
 def first_local(wanted: Callable[[object], _T | None], generator: Any = None) -> _T | None:
-    """The first variable that is wanted, of a generator of the app that waits and of the stack."""
-    frame = _suspended(generator)
-    outer: FrameType | None = inspect.currentframe()
-    for _ in range(_DEEPEST):
-        if frame is None:
-            frame, outer = outer, None
-            if frame is None:
-                break
-        code = frame.f_code
-        if code in _BOUNDARIES or code.co_filename in _LOOPS:
-            break
+    """The first variable that is wanted, of a generator that waits, those it reads, and the stack."""
+    for frame in (*_reading(generator), *_stack()):
         for value in list(frame.f_locals.values()):
             if (found := wanted(value)) is not None:
                 return found
-        frame = frame.f_back
     return None
 
 
@@ -219,15 +219,27 @@ def _outside() -> Chain:
     return tuple(found[:_LONGEST])
 
 
-def _suspended(iterator: Any) -> FrameType | None:
-    for _ in range(4):
-        frame: FrameType | None = getattr(iterator, "ag_frame", None)
-        frame = frame or getattr(iterator, "gi_frame", None)
-        if frame is None or is_app(frame.f_code.co_filename):
-            return frame
-        # Starlette runs a plain generator in threads, from a generator of its own.
-        iterator = frame.f_locals.get("as_iterator")
-    return None
+def _stack() -> Iterator[FrameType]:
+    frame = inspect.currentframe()
+    for _ in range(_DEEPEST):
+        if frame is None or frame.f_code in _BOUNDARIES or frame.f_code.co_filename in _LOOPS:
+            break
+        yield frame
+        frame = frame.f_back
+
+
+def _reading(generator: Any) -> Iterator[FrameType]:
+    """Frames of a generator that waits and of the generators that it is reading from."""
+    waits: list[Any] = [] if generator is None else [generator]
+    for _ in range(_MOST_READ):
+        if not waits:
+            break
+        found = waits.pop(0)
+        frame = getattr(found, "ag_frame", None) or getattr(found, "gi_frame", None)
+        if frame is not None:
+            yield frame
+        # What a loop reads from is no variable of it: only the collector knows.
+        waits += [each for each in gc.get_referents(found) if isinstance(each, _GENERATORS)]
 
 
 def _current_greenlet() -> Any:

@@ -14,6 +14,8 @@ import pytest
 from fastapi import WebSocket, WebSocketDisconnect
 from fastapi.responses import StreamingResponse
 from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.endpoints import WebSocketEndpoint
+from starlette.routing import WebSocketRoute
 
 from commitcast.audit import queues
 from commitcast.audit.report import BreachKind
@@ -506,6 +508,31 @@ async def test_an_object_that_is_put_again_by_who_changes_nothing_is_in_step(
         assert (await http.post("/say")).status_code == 200
         assert (await reader.next())["type"] == "said"
     assert found(shadow) == {}
+
+
+@on_sqlite
+async def test_who_puts_something_may_send_something_else(stage: Stage, shadow: Shadow) -> None:
+    """It has what it puts in a variable as well; that the other is no notice is not to the point."""
+    jobs: asyncio.Queue[Any] = asyncio.Queue()
+
+    class Work(WebSocketEndpoint):  # which has it in a variable as well
+        encoding = "json"
+
+        async def on_receive(self, websocket: WebSocket, data: Any) -> None:
+            async with stage.sessions() as session:
+                session.add(Note(text=data["text"]))
+                await session.flush()
+                jobs.put_nowait(data)
+                await session.rollback()
+            await websocket.send_json({"type": "error"})
+            await websocket.send_json({"type": "busy"})
+
+    stage.app.router.routes.append(WebSocketRoute("/work", Work))
+    async with stage.served(), stage.reader("", "/work") as reader:
+        await reader.say('{"text": "a"}')
+        assert [(await reader.next())["type"] for _ in range(2)] == ["error", "busy"]
+    assert found(shadow) == {}
+    assert shadow.report().sends == 2
 
 
 # --- telling of rollbacks ---------------------------------------------------------------------

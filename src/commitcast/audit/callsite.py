@@ -169,11 +169,17 @@ def suspended(iterator: Any) -> Chain:
     return ()
 
 
-def first_local(wanted: Callable[[object], _T | None], generator: Any = None) -> _T | None:
-    """The first variable that is wanted, of a generator that waits, those it reads, and the stack."""
-    for frame in (*_reading(generator), *_stack()):
+def first_local(
+    wanted: Callable[[object, CodeType], _T | None], generator: Any = None
+) -> _T | None:
+    """The first variable that is wanted, which is told the function that has it too.
+
+    Variables are those of a generator that waits and of those it reads from, of the functions of
+    libraries that send, and of the app's that call them.
+    """
+    for frame in (*_reading(generator), *_sending()):
         for value in list(frame.f_locals.values()):
-            if (found := wanted(value)) is not None:
+            if (found := wanted(value, frame.f_code)) is not None:
                 return found
     return None
 
@@ -219,12 +225,16 @@ def _outside() -> Chain:
     return tuple(found[:_LONGEST])
 
 
-def _stack() -> Iterator[FrameType]:
+def _sending() -> Iterator[FrameType]:
     frame = inspect.currentframe()
+    app = False
     for _ in range(_DEEPEST):
         if frame is None or frame.f_code in _BOUNDARIES or frame.f_code.co_filename in _LOOPS:
             break
-        yield frame
+        here = is_app(frame.f_code.co_filename)
+        if here or not app:
+            yield frame
+        app = app or here
         frame = frame.f_back
 
 

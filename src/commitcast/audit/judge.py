@@ -164,10 +164,11 @@ class Judge:
                 self.queues.forget(item)
                 return
             handed = new(item, at)
-            handed.works, handed.committed_at = tuple(works), committed_at
-            if works or notes:
-                handed.committed_at = None
-                handed.chain = callsite.lines() or (works[0].last if works else notes[0].added)
+            handed.works, handed.chain = tuple(works), callsite.lines()
+            if not works and not notes:
+                handed.committed_at = committed_at
+            elif not handed.chain:
+                handed.chain = works[0].last if works else notes[0].added
             for work in works:
                 work.hold(handed)
             for note in notes:

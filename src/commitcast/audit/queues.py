@@ -17,6 +17,8 @@ from commitcast.audit.message import of_payload, of_stream
 from commitcast.audit.work import MOST_HELD, Outcome, Send
 
 if TYPE_CHECKING:
+    from types import CodeType
+
     from commitcast.audit.work import Work
 
 MOST_HANDED: Final = 1_000
@@ -100,9 +102,12 @@ class Queues:
             return None
         return callsite.first_local(self._known, generator)
 
-    def _known(self, value: object) -> Handed | None:
+    def _known(self, value: object, code: CodeType) -> Handed | None:
         found = self._handed.get(id(value))
-        return found if found is not None and found.item is value else None
+        if found is None or found.item is not value:
+            return None
+        # Who has put it has it too, and may send something else.
+        return None if any(code is putting for putting, _ in found.chain) else found
 
 
 def new(item: object, at: float) -> Handed:

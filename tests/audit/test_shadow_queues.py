@@ -13,6 +13,7 @@ import anyio
 import pytest
 from fastapi import WebSocket, WebSocketDisconnect
 from fastapi.responses import StreamingResponse
+from sqlalchemy import insert
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.endpoints import WebSocketEndpoint
 from starlette.routing import WebSocketRoute
@@ -405,6 +406,35 @@ async def test_a_function_in_a_thread(stage: Stage, shadow: Shadow) -> None:
 
 
 # --- what is not accused ----------------------------------------------------------------------
+
+
+async def test_what_leaves_after_a_commit_is_in_step_though_it_was_put_before(
+    stage: Stage, shadow: Shadow
+) -> None:
+    """Nothing tells of a plain connection's COMMIT but the next look, which is the send's."""
+    gate = asyncio.Event()
+
+    async def gated(mine: asyncio.Queue[Any]) -> AsyncIterator[str]:
+        while True:
+            message = await mine.get()
+            await gate.wait()
+            yield f"data: {json.dumps(message)}\n\n"
+
+    broker = Broker(stage, lambda mine: sse(gated(mine)))
+
+    @stage.app.post("/notes")
+    async def add() -> None:
+        async with stage.engine.connect() as conn:
+            await conn.execute(insert(Note).values(text="a"))
+            await broker.publish({"type": "said"})
+            await conn.commit()
+            gate.set()
+            await broker.was_read()
+
+    async with stage.served() as http, broker.client(http):
+        assert (await http.post("/notes")).status_code == 200
+    assert found(shadow) == {}
+    assert shadow.report().sends == 1
 
 
 @on_sqlite

@@ -101,6 +101,7 @@ class Judge:
             works, notes = self._beside(called, unit, chain)
             handed = self.queues.held(generator) or (called.handed if called else None)
             if handed is not None and tells(message.value, handed.item):
+                self.transactions.look()  # the works are those of another task
                 handed.follow(send, lines=not works and not notes)
                 works_told = (*works, *(w for w in handed.works if w.open))
             else:

@@ -69,6 +69,28 @@ async def test_events_of_sse_starlette_are_seen_and_its_pings_are_not(
     assert shadow.report().sends == 2
 
 
+async def test_an_event_that_a_librarys_generator_passes_on_is_named_where_it_is_made(
+    stage: Stage, shadow: Shadow
+) -> None:
+    library: dict[str, Any] = {}
+    source = "async def passed_on(events):\n  async for event in events:\n    yield event"
+    exec(compile(source, "/lib/site-packages/streams.py", "exec"), library)
+
+    async def events() -> AsyncIterator[str]:
+        async with stage.sessions.begin() as session:
+            session.add(Note(text="a"))
+            await session.flush()
+            yield "data: a\n\n"  # here: passed on
+
+    @stage.app.get("/events", response_model=None)
+    async def stream() -> StreamingResponse:
+        return StreamingResponse(library["passed_on"](events()), media_type="text/event-stream")
+
+    async with stage.served() as client:
+        assert (await client.get("/events")).text == "data: a\n\n"
+    assert found(shadow) == {(BEFORE, line("passed on")): 1}
+
+
 async def test_events_of_fastapi_are_seen_where_they_are_yielded(
     stage: Stage, shadow: Shadow
 ) -> None:

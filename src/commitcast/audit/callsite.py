@@ -12,6 +12,7 @@ import asyncio.runners
 import concurrent.futures
 import gc
 import inspect
+import itertools
 import queue
 import sys
 import sysconfig
@@ -74,38 +75,14 @@ def is_app(file: str) -> bool:
 
 def lines() -> Chain:
     """The app's lines that led here, through SQLAlchemy's greenlets; innermost first."""
-    frame = inspect.currentframe()
-    found: list[tuple[CodeType, int]] = []
-    greenlet = _current_greenlet()
-    for _ in range(_DEEPEST):
-        if frame is None:
-            # A greenlet's frames end where it began; its parent waits for it in its own.
-            greenlet = getattr(greenlet, "parent", None)
-            frame = getattr(greenlet, "gr_frame", None)
-            if frame is None:
-                break
-        code = frame.f_code
-        if code in _BOUNDARIES or code.co_filename in _LOOPS:
-            break
-        if is_app(code.co_filename):
-            found.append((code, frame.f_lineno))
-            if len(found) == _LONGEST:
-                break
-        frame = frame.f_back
-    return tuple(found)
+    found = ((f.f_code, f.f_lineno) for f in _stack() if is_app(f.f_code.co_filename))
+    return tuple(itertools.islice(found, _LONGEST))
 
 
 def is_called_by_app() -> bool:
     """Whether it is the app, or an event loop on its behalf, that called into Python's queues here."""
-    frame = inspect.currentframe()
-    for _ in range(_DEEPEST):
-        if frame is None or frame.f_code.co_filename in _LOOPS:
-            break
-        file = frame.f_code.co_filename
-        if not file.startswith(_QUEUES):
-            return is_app(file)
-        frame = frame.f_back
-    return True
+    files = (frame.f_code.co_filename for frame in _stack())
+    return next((is_app(file) for file in files if not file.startswith(_QUEUES)), True)
 
 
 def waiting_task(task: asyncio.Task[Any] | None) -> Chain:
@@ -157,16 +134,9 @@ def runs(ident: int, chain: Chain) -> bool:
 
 
 def suspended(iterator: Any) -> Chain:
-    """The line at which a generator of the app waits; empty if it is not the app's."""
-    for _ in range(4):
-        frame = getattr(iterator, "ag_frame", None) or getattr(iterator, "gi_frame", None)
-        if frame is None:
-            return ()
-        if is_app(frame.f_code.co_filename):
-            return ((frame.f_code, frame.f_lineno),)
-        # Starlette runs a plain generator in threads, from a generator of its own.
-        iterator = frame.f_locals.get("as_iterator")
-    return ()
+    """The line at which a generator of the app waits, though a library's reads from it."""
+    found = ((f.f_code, f.f_lineno) for f in _reading(iterator) if is_app(f.f_code.co_filename))
+    return tuple(itertools.islice(found, 1))
 
 
 def first_local(
@@ -225,17 +195,30 @@ def _outside() -> Chain:
     return tuple(found[:_LONGEST])
 
 
-def _sending() -> Iterator[FrameType]:
+def _stack() -> Iterator[FrameType]:
+    """Innermost first, through SQLAlchemy's greenlets, to where a request or a task begins."""
     frame = inspect.currentframe()
-    app = False
+    greenlet = _current_greenlet()
     for _ in range(_DEEPEST):
-        if frame is None or frame.f_code in _BOUNDARIES or frame.f_code.co_filename in _LOOPS:
+        if frame is None:
+            # A greenlet's frames end where it began; its parent waits for it in its own.
+            greenlet = getattr(greenlet, "parent", None)
+            frame = getattr(greenlet, "gr_frame", None)
+            if frame is None:
+                break
+        if frame.f_code in _BOUNDARIES or frame.f_code.co_filename in _LOOPS:
             break
+        yield frame
+        frame = frame.f_back
+
+
+def _sending() -> Iterator[FrameType]:
+    app = False
+    for frame in _stack():
         here = is_app(frame.f_code.co_filename)
         if here or not app:
             yield frame
         app = app or here
-        frame = frame.f_back
 
 
 def _reading(generator: Any) -> Iterator[FrameType]:

@@ -13,6 +13,7 @@ import anyio
 import pytest
 from fastapi import WebSocket, WebSocketDisconnect
 from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
 from sqlalchemy import insert
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.endpoints import WebSocketEndpoint
@@ -116,6 +117,13 @@ async def in_two(mine: asyncio.Queue[Any]) -> AsyncIterator[str]:
         yield f"data: {json.dumps(message)}\n\n"
 
 
+async def gated(mine: asyncio.Queue[Any], gate: asyncio.Event) -> AsyncIterator[str]:
+    while True:
+        message = await mine.get()
+        await gate.wait()
+        yield f"data: {json.dumps(message)}\n\n"
+
+
 async def rendered_before(mine: asyncio.Queue[Any]) -> AsyncIterator[str]:
     async for chunk in in_two(mine):
         yield chunk
@@ -209,14 +217,7 @@ async def test_what_was_put_for_work_that_rolled_back_is_found_however_late_it_l
     stage: Stage, shadow: Shadow
 ) -> None:
     gate = asyncio.Event()
-
-    async def gated(mine: asyncio.Queue[Any]) -> AsyncIterator[str]:
-        while True:
-            message = await mine.get()
-            await gate.wait()
-            yield f"data: {json.dumps(message)}\n\n"
-
-    broker = Broker(stage, lambda mine: sse(gated(mine)))
+    broker = Broker(stage, lambda mine: sse(gated(mine, gate)))
 
     @stage.app.post("/notes")
     async def add() -> None:
@@ -413,14 +414,7 @@ async def test_what_leaves_after_a_commit_is_in_step_though_it_was_put_before(
 ) -> None:
     """Nothing tells of a plain connection's COMMIT but the next look, which is the send's."""
     gate = asyncio.Event()
-
-    async def gated(mine: asyncio.Queue[Any]) -> AsyncIterator[str]:
-        while True:
-            message = await mine.get()
-            await gate.wait()
-            yield f"data: {json.dumps(message)}\n\n"
-
-    broker = Broker(stage, lambda mine: sse(gated(mine)))
+    broker = Broker(stage, lambda mine: sse(gated(mine, gate)))
 
     @stage.app.post("/notes")
     async def add() -> None:
@@ -596,6 +590,37 @@ async def test_a_notice_may_go_through_the_queue(
     if not told:
         expected[UNTOLD, line("back")] = 1
     assert found(shadow) == expected
+
+
+class Failure(BaseModel):
+    type: str = "error"
+    data: dict[str, int] = {"note": 1}
+
+
+@pytest.mark.parametrize(
+    "notice",
+    [{"type": "error"}, '{"type": "error"}', Failure(), ServerSentEvent(data='{"type": "error"}')],
+    ids=["a record", "text", "a model with data", "an event with data"],
+)
+@on_sqlite
+async def test_a_notice_is_known_in_whatever_is_put(
+    stage: Stage, shadow: Shadow, notice: Any
+) -> None:
+    mine: asyncio.Queue[Any] = asyncio.Queue()
+
+    @stage.app.post("/notes")
+    async def add() -> dict[str, bool]:
+        async with stage.sessions() as session:
+            session.add(Note(text="a"))
+            await session.flush()
+            await session.rollback()
+        mine.put_nowait(notice)
+        return {}
+
+    async with stage.served() as http:
+        assert (await http.post("/notes")).status_code == 200
+    assert found(shadow) == {}
+    assert shadow.report().rollbacks == 1
 
 
 @on_sqlite

@@ -156,8 +156,7 @@ class Judge:
             return
         with self.lock:
             at = self.clock()
-            value = of_arguments((getattr(item, "data", item),)).value
-            if (works or self.rollbacks.pending) and self.options.is_notice(value):
+            if (works or self.rollbacks.pending) and self._is_notice(item):
                 self.rollbacks.promise(current_unit.get(), at)
             if self.queues.again(item, tuple(works)) and not notes:
                 return
@@ -327,6 +326,11 @@ class Judge:
             )
         for _ in range(send.count):
             self._step(send.event_type, pair, gap, detail)
+
+    def _is_notice(self, item: object) -> bool:
+        parts = (item, getattr(item, "data", None))  # an event of an SSE library has data
+        values = [of_arguments((part,)).value for part in parts]
+        return any(value is not None and self.options.is_notice(value) for value in values)
 
     def _await_notice(
         self, began: float, held: list[Held], where: Chain, task: asyncio.Task[Any] | None

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from commitcast.event import to_json
+from commitcast.encoding import plain, to_json
+from commitcast.errors import InvalidEvent
+from commitcast.event import check_id, check_label
 
 if TYPE_CHECKING:
     from commitcast.event import CommittedEvent
     from commitcast.notification import RollbackNotification
+
+_ID: Final = re.compile(r"[0-9a-f]{32}")
 
 
 class Outcome(StrEnum):
@@ -85,9 +91,43 @@ def operation_id(name: str, actor: str | None, key: str) -> str:
     return hashlib.blake2b(text, digest_size=16).hexdigest()
 
 
+def announced_id(name: str | None, key: object, of: object, actor: str | None) -> str:
+    """The id of the operation that `name` and `key` of `actor` are, or that `of` is.
+
+    Raises `InvalidEvent` for what cannot be one: a key in the place of an id would be answered
+    with "there is none", and committed work be taken for lost.
+    """
+    by_key = name is not None and key is not None and of is None
+    if not by_key and (of is None or name is not None or key is not None):
+        raise InvalidEvent(
+            "find an operation by what it was announced with, the name and id= (the key), or by "
+            "operation_id=, which is the id that Operation.id and its events have"
+        )
+    if by_key:
+        return operation_id(
+            check_label("name", name, longest=100) or "", actor, check_id("id", key)
+        )
+    if not isinstance(of, str) or not _ID.fullmatch(of):
+        raise InvalidEvent(
+            "operation_id= takes what Operation.id is, 32 of 0-9 a-f; to find by the idempotency "
+            "key, give the operation's name and id=KEY"
+        )
+    return of
+
+
 def request_hash(request: object) -> str | None:
-    """What a request is compared by; raises `InvalidEvent` for what is not JSON."""
+    """What a request is compared by; equal for equal JSON, whatever its classes.
+
+    Raises `InvalidEvent` for what is not JSON.
+    """
     if request is None:
         return None
-    text = to_json(request, "request=", options=orjson.OPT_SORT_KEYS)
+    text = to_json(request, "request=", options=orjson.OPT_SORT_KEYS, convert=_comparable)
     return hashlib.blake2b(text, digest_size=16).hexdigest()
+
+
+def _comparable(value: object) -> object:
+    """One moment is one text: drivers give it in UTC, or in the time zone of their session."""
+    if isinstance(value, datetime) and value.utcoffset() is not None:
+        value = value.astimezone(UTC)
+    return plain(value)

@@ -9,6 +9,8 @@ from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
+from commitcast.users import known_user
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping
 
@@ -76,9 +78,7 @@ async def ask_user(authenticate: Authenticate | None, request: ConnectionRequest
     if authenticate is None:
         return None
     answer: object = authenticate(request)
-    user = await answer if inspect.isawaitable(answer) else answer
-    # an empty name or a mere yes or no is nobody's id
-    return None if user is None or isinstance(user, bool) else str(user) or None
+    return known_user(await answer if inspect.isawaitable(answer) else answer)
 
 
 async def ask_access(authorize: Authorize | None, user: str, stream: str) -> bool:

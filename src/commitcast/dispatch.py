@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from commitcast.emit import emit, place_of
 from commitcast.errors import CommitcastError, NoTransaction
-from commitcast.event import check_label, check_stream, encode
+from commitcast.event import check_id, check_stream, encode
 from commitcast.flags import Mode, as_mode
 from commitcast.pending import (
     attachment_of,
@@ -30,7 +30,7 @@ from commitcast.pending import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from sqlalchemy.engine import Connection, RootTransaction
     from sqlalchemy.orm import SessionTransaction
@@ -200,6 +200,15 @@ class Dispatcher:
                 )  # fmt: skip
 
 
+def total(dispatchers: Iterable[Dispatcher]) -> dict[Mode, int]:
+    """How many events several gave to each way together; empty without any."""
+    found: dict[Mode, int] = {}
+    for dispatcher in dispatchers:
+        for mode, count in dispatcher.counts.items():
+            found[mode] = found.get(mode, 0) + count
+    return found
+
+
 _ASYNC_SEND = (
     "the app's own sending is async, so that it cannot be called here; use `await dispatch(…)`, or "
     "make a dispatcher of a sync function"
@@ -229,7 +238,7 @@ def _refuse_unfit(
 ) -> None:
     """Raise what `emit` would raise, and do nothing else."""
     check_stream(stream)
-    actor = check_label("actor", user)
+    actor = None if user is None else check_id("actor", user)
     bind: Any = place
     if isinstance(place, Session):
         refuse_twophase(place)

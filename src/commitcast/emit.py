@@ -19,7 +19,7 @@ from commitcast.errors import (
     OperationError,
     SeveralEngines,
 )
-from commitcast.event import DEFAULT_MAX_EVENT_BYTES, check_label, check_stream, encode
+from commitcast.event import DEFAULT_MAX_EVENT_BYTES, check_id, check_label, check_stream, encode
 from commitcast.pending import (
     BINDING,
     CAPTURE,
@@ -88,9 +88,9 @@ def emit(
     elsewhere) is raised by the commit, which then does not happen; after ``rollback()`` the
     session is usable.
     """
-    check_stream(stream)
+    stream = check_stream(stream)
     labels = {
-        "actor": check_label("actor", actor),
+        "actor": None if actor is None else check_id("actor", actor),
         "operation": check_label("operation", operation),
         "trace_parent": check_label("trace_parent", trace_parent, longest=55),
     }

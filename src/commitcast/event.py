@@ -10,11 +10,12 @@ import dataclasses
 import os
 import re
 from dataclasses import dataclass, field
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast, runtime_checkable
+from uuid import UUID
 
 import orjson
 
+from commitcast.encoding import fields_of, one_line, to_json
 from commitcast.errors import InvalidEvent
 from commitcast.telemetry import CoordinationEventType
 
@@ -29,10 +30,14 @@ DEFAULT_MAX_EVENT_BYTES: Final = 64 * 1024
 NEW_EPOCH: Final = "new"
 """The epoch of a stream that has no events yet; its only position is ``new:0``."""
 
-_STREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+=-]{0,199}")
+_STREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+=~-]*")
+_ESCAPE = re.compile(r"~[0-9A-F]{2}")
+_LONGEST_STREAM: Final = 1030
+"""Characters, an escape of `commitcast.users` counted as one: so the stream of the longest id is
+taken, and PostgreSQL's index, which compresses, takes all (2,704 bytes)."""
 _TYPE = re.compile(r"[A-Za-z][A-Za-z0-9._:-]{0,99}")
 _EPOCH = re.compile(r"[a-z0-9]{1,32}")
-_LABEL_LENGTH: Final = 200
+_LONGEST_ID: Final = 255
 _RESERVED: Final = "commitcast."
 _RESERVED_TYPES: Final = frozenset(CoordinationEventType)
 _MAX_OFFSET: Final = 2**63 - 1
@@ -178,7 +183,8 @@ class CommittedEvent:
                 head["actor"] = self.actor
             if self.operation is not None:
                 head["operation"] = self.operation
-            self._frame = f'{orjson.dumps(head).decode()[:-1]},"data":{self.data_json}}}'
+            # SQL's own emit and older versions wrote data that is not on one line.
+            self._frame = one_line(f'{orjson.dumps(head).decode()[:-1]},"data":{self.data_json}}}')
         return self._frame
 
     def delivered(self) -> None:
@@ -198,23 +204,43 @@ class CommittedEvent:
 
 def check_stream(name: object) -> str:
     """Return a valid stream name; raises `InvalidEvent` for any other value."""
-    if not isinstance(name, str) or not _STREAM.fullmatch(name):
+    if (
+        not isinstance(name, str)
+        or not _STREAM.fullmatch(name)
+        or (len(name) > _LONGEST_STREAM and len(_ESCAPE.sub("~", name)) > _LONGEST_STREAM)
+    ):
         raise InvalidEvent(
-            f"{_shown(name)} is not a stream name: 1 to 200 of A-Z a-z 0-9 . _ : / @ + = -, "
-            "beginning with a letter or digit, such as 'thread:7'"
+            f"{_shown(name)} is not a stream name: 1 to 1,030 of A-Z a-z 0-9 . _ : / @ + = ~ -, "
+            "beginning with a letter or digit, such as 'thread:7'; commitcast.user_stream(id) "
+            "names the stream of any user"
         )
-    return name
+    return str.__str__(name)
 
 
-def check_label(what: str, value: object, *, longest: int = _LABEL_LENGTH) -> str | None:
-    """Return a valid actor or operation id, or None; raises `InvalidEvent` otherwise."""
+def check_label(what: str, value: object, *, longest: int = _LONGEST_ID) -> str | None:
+    """Return a valid name, label or trace parent, or None; raises `InvalidEvent` otherwise."""
     if value is None:
         return None
     if not isinstance(value, str) or not 0 < len(value) <= longest or not value.isprintable():
         raise InvalidEvent(
             f"{what} must be a printable string of 1 to {longest} characters, not {_shown(value)}"
         )
-    return value
+    return str.__str__(value)  # a subclass of str is a driver's to make something else of
+
+
+def check_id(what: str, value: object) -> str:
+    """Return the text of an id of the application's: a user's, a key, an operation's.
+
+    It may have 1 to 255 printable characters. An int or a UUID, of whatever driver, is taken by
+    its text. Raises `InvalidEvent` for anything else.
+    """
+    text = value
+    if isinstance(value, UUID) or (isinstance(value, int) and not isinstance(value, bool)):
+        text = int.__repr__(value) if isinstance(value, int) else str(value)
+    found = check_label(what, text)
+    if found is None:
+        raise InvalidEvent(f"{what} must be an id, not None")
+    return found
 
 
 def check_type(name: object) -> str:
@@ -228,7 +254,7 @@ def check_type(name: object) -> str:
         raise InvalidEvent(
             f"{name!r} is a type that only Commitcast sends, as all that begin with {_RESERVED!r}"
         )
-    return name
+    return str.__str__(name)
 
 
 def encode(
@@ -242,9 +268,11 @@ def encode(
 ) -> EncodedEvent:
     """Validate and encode one event for `stream`; raises `InvalidEvent`, writes nothing.
 
-    Data may hold what JSON holds and pydantic models, dataclasses, datetime, date, time, UUID
-    and enums; a Decimal becomes a JSON string, so that no digit is lost (RFC 8259, section 6).
-    NaN and infinities, which JSON has no word for, become null, as in JavaScript.
+    Data may hold what JSON holds, and datetime, date, time, timedelta (ISO 8601), UUID, enums,
+    dataclasses, pydantic models, mappings, named tuples and rows of a query (these become
+    objects), of these classes or of subclasses; see `commitcast.encoding`. A Decimal becomes a
+    JSON string, so that no digit is lost (RFC 8259, section 6). NaN and infinities, which JSON
+    has no word for, become null, as in JavaScript.
     """
     name, data = _type_and_data(event)
     encoded = to_json(data, f"the data of {name!r} for stream {stream!r}")
@@ -262,17 +290,6 @@ def encode(
         operation=operation,
         trace_parent=trace_parent,
     )
-
-
-def to_json(value: object, what: str, *, options: int = 0) -> bytes:
-    """Encode `value` as `encode` says; raises `InvalidEvent` that begins with `what` it was."""
-    try:
-        return orjson.dumps(
-            value, default=_plain, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_UTC_Z | options
-        )
-    except (TypeError, ValueError, RecursionError) as error:
-        reason = error.__cause__ or error
-        raise InvalidEvent(f"{what} cannot be encoded as JSON: {reason}") from error
 
 
 def resolve(
@@ -304,25 +321,13 @@ def _type_and_data(event: object) -> tuple[str, Any]:
                 raise InvalidEvent(f"{type(event).__name__} cannot be encoded: {error}") from error
         name, given = event.type, cast("Any", event)
         if dataclasses.is_dataclass(given):
-            names = [f.name for f in dataclasses.fields(given) if f.name != "type"]
-            return check_type(name), {
-                field_name: getattr(given, field_name) for field_name in names
-            }
+            data = fields_of(given)
+            data.pop("type", None)
+            return check_type(name), data
     raise InvalidEvent(
         f"{_shown(event)} is not an event: give an Event, a pydantic model or dataclass with a "
         "`type`, or a function that returns one"
     )
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, Decimal):
-        return str(value)
-    dump = getattr(value, "model_dump", None)
-    if dump is not None and not isinstance(value, type):
-        return dump(mode="json")
-    if isinstance(value, (set, frozenset)):
-        raise TypeError("a set has no order; make it a sorted list")
-    raise TypeError(f"{type(value).__name__} is not JSON")
 
 
 def _shown(value: object) -> str:

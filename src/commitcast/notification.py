@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-import orjson
-
+from commitcast.encoding import to_json
 from commitcast.event import EncodedEvent
 from commitcast.telemetry import CoordinationEventType
 
@@ -122,7 +121,7 @@ class RollbackNotification:
 
     def encoded(self, streams: tuple[str, ...], actor: str | None) -> list[EncodedEvent]:
         """The event for each of `streams`."""
-        data = orjson.dumps(self.public()).decode()
+        data = to_json(self.public(), "a rollback notification").decode()
         return [
             EncodedEvent(
                 id=self.event_id,

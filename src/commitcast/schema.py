@@ -61,6 +61,11 @@ class Naming:
         return cls(DEFAULT_SCHEMA if schema is None else schema, prefix or "")
 
 
+def widened(length: int) -> String:
+    """A text that version 0002 had with 200 characters. SQLite keeps no lengths, so not there."""
+    return String(length).with_variant(String(200), "sqlite")
+
+
 class Tables:
     """The tables of one naming, as SQLAlchemy Table objects in `metadata`."""
 
@@ -83,7 +88,7 @@ class Tables:
         self.streams = table(
             "streams",
             Column("id", big, Identity(), primary_key=True),
-            Column("name", String(200, collation=None), nullable=False, unique=True),
+            Column("name", widened(3100), nullable=False, unique=True),
             Column("head", BigInteger, nullable=False),
             Column("tail", BigInteger, nullable=False),
             sqlite_autoincrement=True,
@@ -98,8 +103,8 @@ class Tables:
             Column("event_id", String(32), nullable=False),
             Column("type", String(100), nullable=False),
             Column("data", Text, nullable=False),
-            Column("operation", String(200)),
-            Column("actor", String(200)),
+            Column("operation", widened(255)),
+            Column("actor", widened(255)),
             Column("trace_parent", String(55)),
             Column("created_at", moment, nullable=False),
         )
@@ -144,8 +149,8 @@ class Tables:
             Column("id", String(32), primary_key=True),
             Column("attempt", Integer, primary_key=True, autoincrement=False),
             Column("name", String(100), nullable=False),
-            Column("actor", String(200)),
-            Column("key", String(200)),
+            Column("actor", widened(255)),
+            Column("key", widened(255)),
             Column("request_hash", String(32)),
             Column("node", String(32), nullable=False),
             Column("term", BigInteger, nullable=False),

@@ -7,16 +7,23 @@ one the next step. Needs the extra ``commitcast[migrate]``.
 
 from __future__ import annotations
 
+import contextlib
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from commitcast.errors import CommitcastError
+from sqlalchemy import update
+from sqlalchemy.exc import DBAPIError
+
+from commitcast.errors import CommitcastError, LogError, SchemaMissing
 from commitcast.schema import Naming, Tables
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sqlalchemy.engine import Connection
 
-LATEST: Final = "0002"
+LATEST: Final = "0004"
 
 
 def upgrade(
@@ -69,3 +76,27 @@ def migrate(
     config.attributes.update(connection=connection, naming=naming, tables=Tables(naming))
     command.upgrade(config, "head")
     connection.commit()
+
+
+@contextlib.contextmanager
+def schema_there() -> Iterator[None]:
+    """Say what to do where a first look finds no tables, or those of an older version."""
+    try:
+        yield
+    except LogError as error:
+        raise SchemaMissing(str(error)) from error
+    except DBAPIError as error:
+        text = str(error.orig).lower()
+        if "does not exist" in text or "no such table" in text:
+            raise SchemaMissing(
+                "Commitcast's tables are not in the database; run `commitcast migrate`, or "
+                "upgrade(op) in your Alembic chain"
+            ) from error
+        raise
+
+
+def mark_restored(connection: Connection, tables: Tables) -> None:
+    """Change every epoch, in the caller's transaction: see `Coordinator.mark_restored`."""
+    changed = update(tables.installation).values(incarnation=uuid.uuid4().hex)
+    if connection.execute(changed).rowcount != 1:
+        raise SchemaMissing("the installation row is missing; run `commitcast migrate`")

@@ -10,6 +10,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.schema import CreateSchema
 
+from commitcast.migrations.widths import narrow, widen
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -202,4 +204,5 @@ def _drop_operations(op: Any, naming: Naming) -> None:
 STEPS: Final = {
     "0001": Step(_create_log, _drop_log),
     "0002": Step(_create_operations, _drop_operations),
+    "0004": Step(widen, narrow),
 }

@@ -18,6 +18,7 @@ from commitcast.errors import (
     OutcomeUnknown,
     PositionLost,
     SubscriptionClosed,
+    TooManyOperations,
 )
 from commitcast.event import CommittedEvent, Event, Position
 from commitcast.flags import Mode, Modes, OpenFeatureModes, Rollout
@@ -29,6 +30,7 @@ from commitcast.score import HealthScore, LayerPair
 from commitcast.settings import Retention, Settings
 from commitcast.subscription import EARLIEST, AccessDenied, Reset, Subscription
 from commitcast.telemetry import CoordinationEvent, CoordinationEventType
+from commitcast.users import user_of_stream, user_stream
 
 __all__ = [
     "EARLIEST",
@@ -73,5 +75,8 @@ __all__ = [
     "Settings",
     "Subscription",
     "SubscriptionClosed",
+    "TooManyOperations",
     "emit",
+    "user_of_stream",
+    "user_stream",
 ]

@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
-import orjson
 import typer
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
+from commitcast.encoding import to_json
 from commitcast.errors import CommitcastError
 
 if TYPE_CHECKING:
@@ -109,7 +109,11 @@ def operations(
 
     async def find(coordinator: Coordinator) -> list[tuple[State, Attempt]]:
         wanted = state or [State.OPEN, State.UNKNOWN, State.ROLLED_BACK]
-        return [(s, a) for s in wanted for a in await coordinator.operations(s, limit=limit)]
+        return [
+            (s, a)
+            for s in wanted
+            for a in await coordinator.operations(s, everyone=True, limit=limit)
+        ]
 
     for one, attempt in _with_coordinator(database_url, schema, prefix, find):
         typer.echo(_json_line(one, attempt) if json else _line(one, attempt))
@@ -130,7 +134,7 @@ def _json_line(state: State, attempt: Attempt) -> str:
         "announced_at": _when(attempt.announced_at), "deadline": _when(attempt.deadline),
         "decided_at": None if attempt.decided_at is None else _when(attempt.decided_at),
     }  # fmt: skip
-    return orjson.dumps(shown).decode()
+    return to_json(shown, "an operation").decode()
 
 
 def _when(moment: object) -> str:

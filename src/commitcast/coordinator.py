@@ -12,23 +12,23 @@ import logging
 import weakref
 from typing import TYPE_CHECKING, Any, Self
 
-from sqlalchemy import update
 from sqlalchemy.engine import Engine
-from sqlalchemy.exc import DBAPIError
 
+from commitcast.attempt import announced_id
+from commitcast.coordinated import execute, refuse_later
 from commitcast.delivery import Delivery
-from commitcast.dispatch import Dispatcher
+from commitcast.dispatch import Dispatcher, total
 from commitcast.drain import close_gently, on_signals
-from commitcast.errors import LogError, NotRunning, OperationError, SchemaMissing
-from commitcast.event import CommittedEvent, Position, check_stream
+from commitcast.errors import NotRunning
+from commitcast.event import CommittedEvent, Position, check_id, check_stream
 from commitcast.health import CoordinationHealthMonitor, HealthLevel
 from commitcast.health_report import report
 from commitcast.hooks import attach, detach
 from commitcast.invariants import Invariants, Prover, watch
 from commitcast.log import Log
+from commitcast.migrations import mark_restored, schema_there
 from commitcast.notifier import InProcessNotifier, Notifier
-from commitcast.operation import Operation, execute
-from commitcast.operations import Operations, own_stream
+from commitcast.operations import Operations
 from commitcast.outcome import Outcomes
 from commitcast.pending import Attachment
 from commitcast.relay import Relay
@@ -45,10 +45,11 @@ from commitcast.telemetry import (
     Tracing,
     notify,
 )
+from commitcast.users import user_stream, whose
 from commitcast.writer import is_in_memory
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
     from types import TracebackType
 
     from sqlalchemy.ext.asyncio import (
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from commitcast.auth import Authenticate, Authorize, Operators
     from commitcast.flags import Mode, Modes
     from commitcast.log import Written
+    from commitcast.operation import Operation
 _logger = logging.getLogger("commitcast")
 
 
@@ -77,7 +79,7 @@ class Coordinator:
         reader: AsyncEngine | None = None,
         notifier: Notifier | None = None,
         sessions: Callable[[], AsyncSession] | None = None,
-        user_stream: Callable[[str], str] = own_stream,
+        user_stream: Callable[[str], str] = user_stream,
         tracing: Tracing | None = None,
         schema: str | None = None,
         prefix: str | None = None,
@@ -99,8 +101,8 @@ class Coordinator:
             notifier: carries hints to other nodes; without one they find events by polling.
             sessions: makes the sessions of `Operation.begin`, such as your ``async_sessionmaker``;
                 default are plain ones of `engine` that do not expire on commit.
-            user_stream: the stream of a user's own, which is told when an operation of theirs
-                fails; default ``user:<user>``.
+            user_stream: names the stream of a user's own, which is told when an operation of
+                theirs fails; default `commitcast.user_stream`. Two users never have one.
             tracing: a `commitcast.tracing.OpenTelemetry` (extra ``opentelemetry``); without one
                 nothing is traced.
             schema: the schema of Commitcast's tables on PostgreSQL; default ``commitcast``.
@@ -199,7 +201,7 @@ class Coordinator:
             delivery = Delivery(
                 self._reader, self.log, self.settings, self._notifier, self._steps, self._tracing
             )
-            with self._schema_there():
+            with schema_there():
                 await delivery.poll()
             await delivery.open()
             stack.push_async_callback(delivery.close)
@@ -279,7 +281,7 @@ class Coordinator:
             hint=delivery.changed, observers=self._observers, steps=self._steps,
             tracing=self._tracing,
         )  # fmt: skip
-        with self._schema_there():
+        with schema_there():
             await operations.open()
         return operations
 
@@ -288,23 +290,6 @@ class Coordinator:
         """For ``FastAPI(lifespan=coordinator.lifespan)``. A mounted app's own never runs."""
         async with self:
             yield
-
-    @staticmethod
-    @contextlib.contextmanager
-    def _schema_there() -> Iterator[None]:
-        """Say what to do where a first look finds no tables, or those of an older version."""
-        try:
-            yield
-        except LogError as error:
-            raise SchemaMissing(str(error)) from error
-        except DBAPIError as error:
-            text = str(error.orig).lower()
-            if "does not exist" in text or "no such table" in text:
-                raise SchemaMissing(
-                    "Commitcast's tables are not in the database; run `commitcast migrate`, or "
-                    "upgrade(op) in your Alembic chain"
-                ) from error
-            raise
 
     async def migrate(self) -> None:
         """Create or update Commitcast's tables (extra ``migrate``); safe to run at each start."""
@@ -324,6 +309,7 @@ class Coordinator:
         name: str,
         *,
         user: str | None = None,
+        everyone: bool = False,
         stream: str | None = None,
         id: str | None = None,  # noqa: A002 - the word of DESIGN §3
         request: object = None,
@@ -334,7 +320,9 @@ class Coordinator:
 
         Args:
             name: what is done, such as ``answer``.
-            user: whose doing it is. Told on their own stream if it fails.
+            user: whose doing it is: a printable id of 1 to 255 characters. If it fails, they are
+                told on their own stream.
+            everyone: needed for an `id` without a `user`: a key that all callers share.
             stream: where its events go unless `Operation.emit` says otherwise.
             id: an idempotency key of the user's; the same again is the same operation. It belongs
                 to `user` and `name`, so others may use the same.
@@ -355,10 +343,14 @@ class Coordinator:
                 "lifespan) on a database that more than one connection can open"
             )
         return operations.make(
-            name, user=user, told=None if user is None else self._user_stream(str(user)),
+            name, user=user, everyone=everyone, told=None if user is None else self.stream_of(user),
             stream=stream, key=id, request=request, user_message=user_message,
             deadline_s=deadline_s,
         )  # fmt: skip
+
+    def stream_of(self, user: str) -> str:
+        """The stream of `user`'s own, by ``user_stream``; raises `InvalidEvent` for a bad name."""
+        return check_stream(self._user_stream(check_id("user", user)))
 
     async def execute_coordinated_operation(
         self,
@@ -368,30 +360,28 @@ class Coordinator:
         agent_state_updates: Sequence[object] = (),
         cache: Sequence[object] = (),
         user: str | None = None,
+        result: Callable[[Any], object] | None = None,
         **options: Any,
     ) -> Any:
         """Work that is a function, as one operation: rows, events and outcome in one commit.
 
         Args:
             operation_name: as `operation`; so with `user` and `options`.
-            db_operation: takes the session, sync or async; what it returns is returned, and
-                stored if it is JSON.
+            db_operation: takes the session, sync or async; what it returns is returned.
+            result: makes of that what is stored, and answers a retry; called in the commit, as in
+                ``result=lambda row: {"id": row.id}``. Without it, and with an `id`, what
+                `db_operation` returned is stored; a row of yours cannot be, then nothing commits.
             events: what to emit: events for the operation's stream, pairs (stream, event), or a
                 function that takes the result and returns these.
             agent_state_updates: not in this version; refused.
             cache: likewise.
-            options: `stream`, `id`, `request`, `user_message`, `deadline_s` of `operation`.
+            options: `everyone`, `stream`, `id`, `request`, `user_message`, `deadline_s`.
 
         Raises what `operation`, entering and leaving it raise, and what `db_operation` raised.
         """
-        if agent_state_updates or cache:
-            raise OperationError(
-                None,
-                "agent_state_updates and cache are not in this version of Commitcast: write the "
-                "agent's state in db_operation, and drop the cache's keys in op.after_commit",
-            )
+        refuse_later(agent_state_updates=agent_state_updates, cache=cache)
         operation = self.operation(operation_name, user=user, **options)
-        return await execute(operation, db_operation, events)
+        return await execute(operation, db_operation, events, result)
 
     def dispatcher(self, send: Callable[[str, Any], Any], *, modes: Modes) -> Dispatcher:
         """A function that sends an event the app's own way or by `emit`, as the user's mode says.
@@ -409,34 +399,48 @@ class Coordinator:
 
     def dispatched(self) -> dict[Mode, int]:
         """How many events went each way, by the dispatchers that are in use; empty without any."""
-        found: dict[Mode, int] = {}
-        for dispatcher in self._dispatchers:
-            for mode, count in dispatcher.counts.items():
-                found[mode] = found.get(mode, 0) + count
-        return found
+        return total(self._dispatchers)
 
-    async def find_operation(self, operation_id: str, *, user: str | None = None) -> Attempt | None:
-        """The newest attempt at an operation of `user`; None if there is none that is theirs (G7).
+    async def find_operation(
+        self,
+        name: str | None = None,
+        *,
+        id: str | None = None,  # noqa: A002 - as in `operation`
+        operation_id: str | None = None,
+        user: str | None = None,
+        everyone: bool = False,
+    ) -> Attempt | None:
+        """The newest attempt at an operation; None if there is none that is the user's (G7).
 
-        Without `user`, whoever's it is.
+        Give what it was announced with, `name`, `id` and `user`; or `Operation.id` and `user`.
+        `everyone` instead of `user` is for a key that all share, and for operators.
+
+        Raises:
+            InvalidEvent: neither `user` nor `everyone`, or something that cannot be an id.
+            NotRunning: the coordinator is not entered.
         """
+        actor = whose(user, everyone=everyone)
+        of = announced_id(name, id, operation_id, actor)
         if self._operations is None:
             raise NotRunning("find_operation needs a coordinator that is running")
-        found = await self._operations.latest(operation_id)
-        return found if found is not None and user in {None, found.actor} else None
+        found = await self._operations.latest(of)
+        return found if found is not None and (everyone or found.actor == actor) else None
 
     async def operations(
-        self, state: str, *, user: str | None = None, limit: int = 100
+        self, state: str, *, user: str | None = None, everyone: bool = False, limit: int = 100
     ) -> list[Attempt]:
-        """The newest attempts that are ``open``, ``unknown``, ``committed`` or ``rolled_back``.
+        """A user's newest attempts that are ``open``, ``unknown``, ``committed``, ``rolled_back``.
 
-        With `user`, those of that user alone (G7); without, whoever's they are.
+        With `everyone` instead of `user`, those of all: for operators.
         """
+        actor = whose(user, everyone=everyone)
         if self._writer is None:
             raise NotRunning("operations need an async engine: Coordinator(engine, reader=…)")
         outcomes = Outcomes(Log(self.tables, self._writer.sync_engine.dialect))
         async with self._writer.connect() as conn:
-            return await conn.run_sync(lambda sync: outcomes.newest(sync, state, limit, actor=user))
+            return await conn.run_sync(
+                lambda sync: outcomes.newest(sync, state, limit, actor=actor)
+            )
 
     def observe(self, observer: Observer) -> None:
         """Have `observer` called with every `CoordinationEvent` of this node; it must not block."""
@@ -610,7 +614,7 @@ class Coordinator:
                 epoch, so that no old position is mistaken for a new one.
             user: empty every event whose actor is this user (their offsets stay, so that other
                 readers miss nothing), delete the operations of theirs that have an outcome, and
-                delete the stream ``user:<user>``.
+                delete the stream `stream_of` has for them.
 
         Events that other nodes hold in memory are gone within ``buffer_age_s`` seconds.
         """
@@ -621,9 +625,10 @@ class Coordinator:
         if stream is not None:
             gone = await erase_stream(self._writer, self.tables, check_stream(stream))
         else:
-            gone = await erase_actor(self._writer, self.tables, str(user))
-            gone += await erase_operations(self._writer, self.tables, str(user))
-            gone += await erase_stream(self._writer, self.tables, check_stream(f"user:{user}"))
+            actor = check_id("user", user)
+            gone = await erase_actor(self._writer, self.tables, actor)
+            gone += await erase_operations(self._writer, self.tables, actor)
+            gone += await erase_stream(self._writer, self.tables, self.stream_of(actor))
         if self._delivery is not None:
             self._delivery.forget(stream)
             await self._delivery.poll()
@@ -639,15 +644,10 @@ class Coordinator:
         After a restore offsets are given out again; without this a client's position would be
         taken for one in the new history. ``commitcast restored`` calls it.
         """
-        import uuid
-
         if self._writer is None:
             raise NotRunning("mark_restored needs an async engine: Coordinator(engine, reader=…)")
-        installation = self.tables.installation
         async with self._writer.begin() as conn:
-            done = await conn.execute(update(installation).values(incarnation=uuid.uuid4().hex))
-            if done.rowcount != 1:
-                raise SchemaMissing("the installation row is missing; run `commitcast migrate`")
+            await conn.run_sync(mark_restored, self.tables)
         if self._delivery is not None:
             await self._delivery.poll()
 

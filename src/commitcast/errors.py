@@ -126,6 +126,17 @@ class IdempotencyConflict(OperationError):
         )
 
 
+class TooManyOperations(OperationError):
+    """A user has as many operations as one may; nothing was announced.
+
+    `retry_after_s` says after how many seconds it is worth to try again (HTTP: 429, Retry-After).
+    """
+
+    def __init__(self, operation_id: str | None, message: str, *, retry_after_s: float) -> None:
+        super().__init__(operation_id, f"{message}; try again after {retry_after_s:g} s")
+        self.retry_after_s = retry_after_s
+
+
 class LateAnnouncement(OperationError):
     """Work began before the operation was announced; enter the operation first."""
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import uuid
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -25,6 +24,7 @@ from sqlalchemy.exc import DBAPIError
 
 from commitcast.attempt import Outcome
 from commitcast.emit import bind, emit, unbind
+from commitcast.encoding import to_json
 from commitcast.errors import (
     AlreadyCommitted,
     CommitcastError,
@@ -39,7 +39,6 @@ from commitcast.errors import (
     OperationTimedOut,
     OutcomeUnknown,
 )
-from commitcast.event import to_json
 from commitcast.log import Decision
 from commitcast.notification import (
     DEADLINE_PASSED,
@@ -52,7 +51,7 @@ from commitcast.pending import moment
 from commitcast.telemetry import CoordinationEventType
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection
     from types import TracebackType
 
     from sqlalchemy.engine import Connection
@@ -77,8 +76,9 @@ class Operation:
         id: its id; with a key, made from actor, name and key.
         attempt: 1, 2, … known once entered.
         outcome: None while it is open, or not known yet.
-        result: JSON-encodable, stored with the commit, or a function without arguments that
-            gives it then, when the ids of new rows are known. `AlreadyCommitted` brings it back.
+        result: what a retry is answered with (`AlreadyCommitted` brings it back, as JSON values):
+            what an event's data may be, or a function without arguments that gives it in the
+            commit, when the ids of new rows are known. Set it before; later is `OperationEnded`.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Operation:
         self.actor = announcement.actor
         self.attempt = 0
         self.outcome: Outcome | None = None
-        self.result: Any = None
+        self._result: Any = None
         self.announcement = announcement
         self.transaction_id: str | None = None
         self._operations = operations
@@ -359,17 +359,35 @@ class Operation:
         if self._lost is not None:
             raise OperationLost(self.id, f"this node was taken for dead during {self!r}")
 
+    @property
+    def result(self) -> Any:
+        """See the class."""
+        return self._result
+
+    @result.setter
+    def result(self, value: Any) -> None:
+        if self._left or self.outcome is Outcome.COMMITTED:
+            raise OperationEnded(
+                self.id, f"{self!r} has ended without this result; set it before its commit"
+            )
+        self._result = value
+
     def encoded_result(self) -> str | None:
-        """What is stored with the commit; raises `InvalidEvent` for what is not JSON."""
-        value = self.result() if callable(self.result) else self.result
+        """What is stored with the commit; raises `InvalidEvent` for what a retry would not get."""
+        value = self._result() if callable(self._result) else self._result
         if value is None:
             return None
-        encoded = to_json(value, f"the result of {self!r}")
-        if len(encoded) > _MAX_RESULT_BYTES:
-            raise InvalidEvent(
-                f"the result of {self!r} takes {len(encoded)} bytes, more than {_MAX_RESULT_BYTES}; "
-                "store ids"
-            )
+        if hasattr(value, "close") and hasattr(value, "__await__"):
+            value.close()
+        what = f"the result of {self!r}"
+        hint = "a retry is answered with it; give what can be stored, such as {'id': row.id}"
+        try:
+            encoded = to_json(value, what)
+        except InvalidEvent as error:
+            raise InvalidEvent(f"{error} ({hint})") from error
+        if encoded == b"null" or len(encoded) > _MAX_RESULT_BYTES:
+            found = "would be null" if encoded == b"null" else f"takes {len(encoded)} bytes"
+            raise InvalidEvent(f"{what} {found}, of at most {_MAX_RESULT_BYTES} ({hint})")
         return encoded.decode()
 
     def bound_committed(self, binding: _Binding) -> None:
@@ -434,32 +452,3 @@ def _may_have_committed(error: BaseException) -> bool:
         return True
     state = Failure.of(error).sqlstate or ""
     return state.startswith(_UNKNOWN_STATES)
-
-
-async def execute(
-    operation: Operation,
-    work: Callable[[AsyncSession], Any],
-    events: Sequence[object] | Callable[[Any], Sequence[object]],
-) -> Any:
-    """Enter `operation`, do `work` in its transaction, emit `events`; returns what `work` did."""
-    async with operation:
-        async with operation.begin() as session:
-            done = work(session)
-            result = await done if inspect.isawaitable(done) else done
-            for event in events(result) if callable(events) else events:
-                match event:
-                    case (str(stream), inner):
-                        operation.emit(inner, stream=stream)
-                    case _:
-                        operation.emit(event)
-            operation.result = _storable(result)
-        return result
-
-
-def _storable(value: object) -> object:
-    """What can be stored of a result: rows of the team's own cannot, ids and plain values can."""
-    try:
-        encoded = to_json(value, "the result")
-    except InvalidEvent:
-        return None
-    return value if len(encoded) <= _MAX_RESULT_BYTES else None

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Final
 from commitcast.announcer import Announcer
 from commitcast.attempt import Announcement, Attempt, Outcome, Verdict, operation_id, request_hash
 from commitcast.errors import InvalidEvent, LateAnnouncement, OperationError
-from commitcast.event import check_label, check_stream
+from commitcast.event import check_id, check_label, check_stream
+from commitcast.live import Live
 from commitcast.log import Log
 from commitcast.node import Node, Nodes
 from commitcast.notification import ABANDONED, NOTIFICATION_TYPE, Failure
@@ -28,6 +29,7 @@ from commitcast.outcome import Outcomes
 from commitcast.reaper import Reaper
 from commitcast.sqlite import holds_writer
 from commitcast.telemetry import CoordinationEvent, CoordinationEventType, notify
+from commitcast.users import actor_of, whose
 from commitcast.writer import Writer
 
 if TYPE_CHECKING:
@@ -48,11 +50,6 @@ _STOP_WITHIN_S: Final = 5.0
 _SETTLED_AT_ONCE: Final = 64
 _LONGEST_S: Final = 7 * 24 * 3600.0
 _LONGEST_MESSAGE: Final = 1000
-
-
-def own_stream(user: str) -> str:
-    """The stream of one user, for nobody else."""
-    return f"user:{user}"
 
 
 def _message(text: str | None) -> str | None:
@@ -82,7 +79,9 @@ class Operations:
         self.tracing = tracing
         self.settings = settings
         self.session = session
-        self.live: set[Operation] = set()
+        self.live = Live(
+            settings.max_operations_per_user, settings.max_operations_per_user_per_minute
+        )
         self._engine = engine
         self._tables = tables
         self._deliver = deliver
@@ -141,11 +140,12 @@ class Operations:
         for operation in list(self.live):
             operation.lose()
 
-    def make(
+    def make(  # noqa: PLR0913 - the arguments of `Coordinator.operation`
         self,
         name: str,
         *,
         user: str | None,
+        everyone: bool,
         told: str | None,
         stream: str | None,
         key: str | None,
@@ -154,10 +154,11 @@ class Operations:
         deadline_s: float | None,
     ) -> Operation:
         """See `Coordinator.operation`; `told` is the user's own stream."""
-        check_label("name", name or "", longest=100)
-        actor = check_label("user", None if user is None else str(user))
-        check_label("id", key)
-        streams = tuple(check_stream(s) for s in dict.fromkeys((told, stream)) if s is not None)
+        name = check_label("name", name or "", longest=100) or ""
+        actor = actor_of(user) if key is None else whose(user, everyone=everyone)
+        key = None if key is None else check_id("id", key)
+        own = None if stream is None else check_stream(stream)
+        streams = tuple(s for s in dict.fromkeys((told, own)) if s is not None)
         if not streams:
             raise ValueError("give user= or stream=, or nobody could be told of a failure")
         limit_s = self.settings.operation_deadline_s if deadline_s is None else deadline_s
@@ -176,7 +177,7 @@ class Operations:
             request_hash=request_hash(request),
             user_message=_message(user_message),
         )
-        return Operation(self, announcement=announcement, stream=stream, deadline_s=limit_s)
+        return Operation(self, announcement=announcement, stream=own, deadline_s=limit_s)
 
     async def latest(self, of: str) -> Attempt | None:
         """The newest attempt at an operation."""

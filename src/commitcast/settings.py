@@ -68,6 +68,10 @@ class Settings:
     """How long a node may be silent before others declare it dead and settle its operations."""
     operation_deadline_s: float = 300.0
     """How long an operation may take, unless it says otherwise; then it is rolled back."""
+    max_operations_per_user: int = 100
+    """Most operations of one user that are open at one time on this node."""
+    max_operations_per_user_per_minute: int = 3000
+    """Most operations of one user that begin within a minute on this node, refused ones included."""
     commit_limit_s: float = 30.0
     """How long ``Operation.begin`` waits for COMMIT before it asks the database what became of it."""
     settle_wait_s: float = 5.0
@@ -86,7 +90,8 @@ class Settings:
             "max_event_bytes", "poll_interval_s", "page_events", "read_connections",
             "stream_buffer_bytes", "node_buffer_bytes", "buffer_age_s", "chunk_bytes",
             "write_deadline_s", "keep_alive_s", "retry_ms", "max_connections",
-            "max_connections_per_user", "relay_lease_s", "lease_s", "operation_deadline_s",
+            "max_connections_per_user", "max_operations_per_user",
+            "max_operations_per_user_per_minute", "relay_lease_s", "lease_s", "operation_deadline_s",
             "commit_limit_s", "settle_wait_s", "invariants_stale_s", "health_check_every_s",
         ):  # fmt: skip
             if not getattr(self, name) > 0:

@@ -97,7 +97,9 @@ async def test_settled_operations_are_kept_for_their_age_and_open_ones_stay(
             left = 4
             while left > 1:  # once the reaper has seen that they are settled
                 await coordinator.trim()
-                found = [await coordinator.operations(s) for s in ("open", "committed")]
+                found = [
+                    await coordinator.operations(s, everyone=True) for s in ("open", "committed")
+                ]
                 left = sum(map(len, found))
             assert [a.id for a in found[0]] == [still_open.id]
         async with coordinator.operation("save", user="ann", id="k0") as again, again.begin():
@@ -114,5 +116,7 @@ async def test_a_persons_operations_are_erased_and_nobody_elses(database: Databa
             async with coordinator.operation("save", user=user):
                 pass  # left without commit
         assert await coordinator.erase(user="ann") == 2 + 1 + 1  # attempts, notification, stream
-        kept = [await coordinator.operations(s) for s in ("committed", "rolled_back")]
+        kept = [
+            await coordinator.operations(s, everyone=True) for s in ("committed", "rolled_back")
+        ]
         assert [a.actor for some in kept for a in some] == ["bob", "bob"]

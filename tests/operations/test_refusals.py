@@ -179,10 +179,10 @@ BAD: list[dict[str, Any]] = [
     {"name": ""},
     {"name": "x" * 101},
     {"name": "nul\x00"},
-    {"user": "x" * 201},
+    {"user": "x" * 256},
     {"user": "nul\x00"},
     {"user": ""},
-    {"id": "x" * 201},
+    {"id": "x" * 256},
     {"id": ""},
     {"stream": ""},
     {"stream": "nul\x00"},
@@ -220,7 +220,7 @@ async def test_a_coordinator_that_is_not_entered_makes_no_operations(database: D
     with pytest.raises(NotRunning):
         coordinator.operation("save", user="ann")
     with pytest.raises(NotRunning):
-        await coordinator.find_operation("x")
+        await coordinator.find_operation("save", id="x", user="ann")
 
 
 async def test_a_result_that_cannot_be_stored_is_told_once(app: App) -> None:

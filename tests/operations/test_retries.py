@@ -95,12 +95,12 @@ async def test_g7_a_key_belongs_to_its_user_and_to_its_name(app: App) -> None:
 async def test_g7_an_operation_of_another_users_is_not_found(app: App) -> None:
     of = await saved(app, {"secret": 1}, user="ann")
     coordinator = app.coordinator
-    found = await coordinator.find_operation(of, user="ann")
+    found = await coordinator.find_operation(operation_id=of, user="ann")
     assert found is not None
     assert found.outcome == "committed"
-    assert await coordinator.find_operation(of, user="bob") is None
-    assert await coordinator.find_operation("0" * 32, user="ann") is None
-    assert await coordinator.find_operation(of) == found
+    assert await coordinator.find_operation(operation_id=of, user="bob") is None
+    assert await coordinator.find_operation(operation_id="0" * 32, user="ann") is None
+    assert await coordinator.find_operation(operation_id=of, everyone=True) == found
     assert await app.outcomes() == ["committed"]
 
 

@@ -83,9 +83,14 @@ def bench_engine(database_url: str) -> AsyncEngine:
 
 def bench_coordinator(engine: AsyncEngine, health: str | None = None) -> Coordinator:
     """A coordinator whose tables are the benchmark's own, beside those of the real application."""
-    if engine.dialect.name == "postgresql":
-        return Coordinator(engine, schema=SCHEMA, health=health)
-    return Coordinator(engine, prefix=TABLE_PREFIX, health=health)
+    postgresql = engine.dialect.name == "postgresql"
+    return Coordinator(
+        engine,
+        schema=SCHEMA if postgresql else None,
+        prefix=None if postgresql else TABLE_PREFIX,
+        health=health,
+        max_operations_per_user_per_minute=10_000_000,  # each client is one user, without a pause
+    )
 
 
 @asynccontextmanager

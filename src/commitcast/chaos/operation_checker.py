@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from commitcast.chaos.violation import Guarantee, Violation
 from commitcast.notification import NOTIFICATION_TYPE
-from commitcast.operations import own_stream
+from commitcast.users import user_stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -90,7 +90,7 @@ def _told(
 ) -> Iterator[Violation]:
     """What is rolled back is told once on each stream of the attempt; what committed, never."""
     key = (attempt.id, attempt.attempt)
-    if attempt.actor is not None and own_stream(attempt.actor) not in attempt.streams:
+    if attempt.actor is not None and user_stream(attempt.actor) not in attempt.streams:
         yield _violation("its own user is not to be told", key, "operations")
     if not set(attempt.shown) <= set(attempt.streams):
         yield _violation("not to be told where it was shown", key, "operations")

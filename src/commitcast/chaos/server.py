@@ -38,7 +38,7 @@ from starlette.routing import Mount
 from commitcast import Coordinator, Retention
 from commitcast.chaos.announced import OperationWriter
 from commitcast.chaos.workload import Writer
-from commitcast.operations import own_stream
+from commitcast.users import user_stream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
@@ -132,7 +132,7 @@ class LoadServer:
             from commitcast import sqlite
 
             sqlite.configure(self.engine)
-        read = [*options.streams, *map(own_stream, options.users)]
+        read = [*options.streams, *map(user_stream, options.users)]
         sink = None if options.sink is None else FileSink(options.sink, read).send
         self.coordinator = Coordinator(
             self.engine,
@@ -142,6 +142,8 @@ class LoadServer:
             lease_s=options.lease_s,
             drain_s=_DRAIN_S,
             retention=Retention(every_s=0),  # others' events in the database are not ours to trim
+            max_operations_per_user=10_000,  # a few users do the work of many
+            max_operations_per_user_per_minute=10_000_000,
         )
         # After the coordinator's own listener, which writes the log.
         event.listen(self.engine.sync_engine, "commit", lambda _connection: self._marks.logged())

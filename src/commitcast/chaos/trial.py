@@ -25,7 +25,7 @@ from commitcast.chaos.record import Answer, History, NodeRow, OperationsRecord, 
 from commitcast.chaos.report import Report
 from commitcast.chaos.waits import either, until, within
 from commitcast.notification import NODE_DIED, NOTIFICATION_TYPE
-from commitcast.operations import own_stream
+from commitcast.users import user_stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -72,7 +72,7 @@ class Trial(abc.ABC):
         run = f"{self._rng.getrandbits(32):08x}{time.time_ns():x}"
         self._users = [f"chaos:{run}:{number}" for number in range(USERS)]
         streams = [f"chaos:{run}:{number}" for number in range(STREAMS)]
-        self._streams = [*streams, *map(own_stream, self._users)]
+        self._streams = [*streams, *map(user_stream, self._users)]
         self._sink = directory / "delivered" if deliver else None
         self._ports = [free_port() for _ in range(servers)]
         self._options = ServerOptions(

@@ -96,7 +96,7 @@ class Answers:
                 )
             )
         for run in runs:
-            announced = await self._coordinator.find_operation(self.operation(run).id)
+            announced = await self._coordinator.find_operation(ANSWER, id=run.id, user=run.user_id)
             if run.state == QUEUED and announced is None:
                 self.begin(run)
             else:

@@ -39,7 +39,7 @@ class OwnOperations:
         """The newest attempt at an operation of the user's; raises Problem 404."""
         found = None
         if _ID.fullmatch(operation_id):
-            found = await self._coordinator.find_operation(operation_id, user=user_id)
+            found = await self._coordinator.find_operation(operation_id=operation_id, user=user_id)
         if found is None:
             raise Problem(
                 404, "No such operation",

@@ -55,9 +55,18 @@ def plain(value: Any) -> object:
 
 
 def fields_of(value: Any) -> dict[str, Any]:
-    """A dataclass as an object: its fields, but those that begin with an underscore."""
-    names = (field.name for field in dataclasses.fields(value))
-    return {name: getattr(value, name) for name in names if not name.startswith("_")}
+    """A dataclass as an object: its fields, but those that begin with an underscore.
+
+    Raises TypeError for a mapped one whose fields are not all loaded: to read them would run SQL.
+    """
+    fields = (field.name for field in dataclasses.fields(value))
+    names = [name for name in fields if not name.startswith("_")]
+    state = getattr(value, "_sa_instance_state", None)  # SQLAlchemy's own
+    if state is not None and state.has_identity:
+        for name in names:
+            if name in state.unloaded:
+                raise TypeError(f"{_kind(value)}.{name} is not loaded; load it, or give the others")
+    return {name: getattr(value, name) for name in names}
 
 
 def to_json(value: object, what: str, *, options: int = 0, convert: Convert = plain) -> bytes:

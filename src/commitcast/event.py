@@ -321,7 +321,10 @@ def _type_and_data(event: object) -> tuple[str, Any]:
                 raise InvalidEvent(f"{type(event).__name__} cannot be encoded: {error}") from error
         name, given = event.type, cast("Any", event)
         if dataclasses.is_dataclass(given):
-            data = fields_of(given)
+            try:
+                data = fields_of(given)
+            except TypeError as error:
+                raise InvalidEvent(f"{type(event).__name__} cannot be encoded: {error}") from error
             data.pop("type", None)
             return check_type(name), data
     raise InvalidEvent(

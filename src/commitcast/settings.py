@@ -71,7 +71,7 @@ class Settings:
     max_operations_per_user: int = 100
     """Most operations of one user that are open at one time on this node."""
     max_operations_per_user_per_minute: int = 3000
-    """Most operations of one user that begin within a minute on this node, refused ones included."""
+    """How fast one user may begin operations on this node; so many may begin at once."""
     commit_limit_s: float = 30.0
     """How long ``Operation.begin`` waits for COMMIT before it asks the database what became of it."""
     settle_wait_s: float = 5.0

@@ -21,7 +21,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import DateTime, Interval, Numeric, Uuid, cast, literal, select, text
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    MappedAsDataclass,
+    Session,
+    make_transient_to_detached,
+    mapped_column,
+)
 
 from commitcast import Event, RollbackNotification, emit
 from commitcast.attempt import request_hash
@@ -343,6 +350,30 @@ def test_what_a_driver_returns_is_sent_as_it_is_and_as_a_row(app: App) -> None:
         assert hashed == (request_hash(wanted),) * 2
     assert sent["row"] == sent["mapping"][0] == sent["values"] == sent["later"] == wanted
     assert sent["key"] == {str(ID): wanted}
+
+
+class Tables(MappedAsDataclass, DeclarativeBase):
+    pass
+
+
+class Saved(Tables):
+    __tablename__ = "saved"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    text: Mapped[str] = mapped_column(default="x")
+    type: Mapped[str] = mapped_column(default="saved")
+
+
+def test_a_row_that_is_a_dataclass_is_sent_if_it_is_loaded_and_never_loaded_by_us() -> None:
+    row = Saved(id=1)
+    assert orjson.loads(to_json([row], "it")) == [{"id": 1, "text": "x", "type": "saved"}]
+    assert orjson.loads(encode("t:1", row).data_json) == {"id": 1, "text": "x"}
+    row = Saved(id=1, text="y", type="saved")
+    make_transient_to_detached(row)
+    del row.__dict__["id"]  # as after a commit that expires it
+    for event in (row, Event("e", {"rows": [row]})):
+        with pytest.raises(InvalidEvent, match=r"Saved\.id is not loaded"):
+            encode("t:1", event)
 
 
 @everywhere

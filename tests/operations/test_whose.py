@@ -40,16 +40,17 @@ async def saved(app: App, **options: Any) -> str:
 
 async def test_g8_committed_work_is_found_by_what_it_was_announced_with(app: App) -> None:
     find: Any = app.coordinator.find_operation
-    for key in ("k", uuid.uuid4().hex, "auth0|5", "ü" * 255):
+    key: Any
+    for key in ("k", uuid.uuid4(), uuid.uuid4().hex, "auth0|5", "ü" * 255):
         of = await saved(app, id=key)
         found = await find("save", id=key, user="ann")
         assert found is not None
-        assert (found.id, found.outcome, found.key) == (of, "committed", key)
+        assert (found.id, found.outcome, found.key) == (of, "committed", str(key))
         assert await find(operation_id=of, user="ann") == found
         for other in ({"name": "send"}, {"user": "bob"}, {"id": "other"}):
             assert await find(**{"name": "save", "id": key, "user": "ann", **other}) is None
         assert await find(operation_id=of, user="bob") is None
-    assert await app.outcomes() == ["committed"] * 4
+    assert await app.outcomes() == ["committed"] * 5
 
 
 async def test_g8_what_cannot_be_an_id_is_refused_and_not_answered_with_none(app: App) -> None:

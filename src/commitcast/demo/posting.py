@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +20,7 @@ from commitcast.errors import (
     IdempotencyConflict,
     InProgress,
     OperationError,
+    TooManyOperations,
 )
 
 if TYPE_CHECKING:
@@ -73,6 +75,11 @@ class Posting:
                 422, "Key used before",
                 "This Idempotency-Key came with another message before; send a new key.",
                 more={"operation_id": operation.id},
+            ) from None  # fmt: skip
+        except TooManyOperations as error:
+            raise Problem(
+                429, "Too many at once", "You are sending faster than messages are taken.",
+                headers={"Retry-After": str(math.ceil(error.retry_after_s))},
             ) from None  # fmt: skip
         except asyncio.CancelledError as error:
             me = asyncio.current_task()

@@ -89,7 +89,7 @@ def _port_of(bind: str) -> int:
 @contextlib.asynccontextmanager
 async def granian(app: Any, root_path: str = "") -> AsyncIterator[int]:
     port = free_port()
-    server = Granian(
+    server: Any = Granian(
         app, "127.0.0.1", port, interface=Interfaces.ASGI, log_enabled=False,
         url_path_prefix=root_path or None,
     )  # fmt: skip

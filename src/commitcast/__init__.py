@@ -1,7 +1,6 @@
 """Commitcast: what your users see is what your database committed."""
 
 from commitcast.attempt import Attempt, Outcome
-from commitcast.auth import ConnectionRequest
 from commitcast.coordinator import Coordinator
 from commitcast.dispatch import Dispatcher
 from commitcast.emit import emit
@@ -26,6 +25,7 @@ from commitcast.health import CoordinationHealthMonitor, HealthAlert, HealthLeve
 from commitcast.invariants import Invariants
 from commitcast.notification import Layer, RecoveryAction, RollbackNotification
 from commitcast.operation import Operation
+from commitcast.request import ConnectionRequest
 from commitcast.score import HealthScore, LayerPair
 from commitcast.settings import Retention, Settings
 from commitcast.subscription import EARLIEST, AccessDenied, Reset, Subscription

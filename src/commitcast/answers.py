@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
     from commitcast.protocols.sse import Send
 
+_ALWAYS = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
+"""No cache keeps an answer, and no browser takes it for another type than it says."""
+
 
 async def problem(
     send: Send,
@@ -51,9 +54,15 @@ async def answer(
             "headers": [
                 (b"content-type", content_type),
                 (b"content-length", str(len(body)).encode()),
-                (b"cache-control", b"no-store"),
+                *_ALWAYS,
                 *headers,
             ],
         }
     )
     await send({"type": "http.response.body", "body": body})
+
+
+async def nothing(send: Send, headers: Collection[tuple[bytes, bytes]]) -> None:
+    """204: a yes without a body, and so without a length (RFC 9110, section 8.6)."""
+    await send({"type": "http.response.start", "status": 204, "headers": [*_ALWAYS, *headers]})
+    await send({"type": "http.response.body", "body": b""})

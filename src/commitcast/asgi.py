@@ -10,11 +10,13 @@ import logging
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
-from commitcast.answers import answer, json, problem
-from commitcast.auth import ConnectionRequest, ask_access, ask_operator, ask_user
+from commitcast.answers import answer, json, nothing, problem
+from commitcast.auth import ask_access, ask_operator, ask_user, refusal, refusal_headers
 from commitcast.errors import InvalidEvent, SubscriptionClosed
 from commitcast.event import Position, check_stream
+from commitcast.origin import Origins
 from commitcast.protocols import sse
+from commitcast.request import ConnectionRequest, excess
 
 if TYPE_CHECKING:
     from collections.abc import Collection, MutableMapping
@@ -29,6 +31,14 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("commitcast")
 _LOST: Final = Position("lost", 0)
 """Stands for a position that cannot be read; no stream has it, so it is not recovered."""
+_UNAUTHENTICATED: Final = 401
+_BROKEN_PAUSE: Final = 10
+"""How many times the usual pause a browser waits while the team's callables raise."""
+_REFUSED: Final = {
+    401: ("Not authenticated", "sign in, then connect again"),
+    403: ("Not allowed", "you may not read this"),
+    404: ("Not found", "there is no such thing for you here"),
+}
 
 
 class RealtimeApp:
@@ -46,7 +56,7 @@ class RealtimeApp:
         self._coordinator = coordinator
         self._authenticate = authenticate
         self._authorize = authorize
-        self._allowed_origins = frozenset(allowed_origins)
+        self._origins = Origins(allowed_origins)
         self._operators = operators
         self._connections: Counter[str] = Counter()
         self._exposition: Exposition | None = None
@@ -63,8 +73,14 @@ class RealtimeApp:
             return
         if scope["type"] != "http":
             return
-        path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
-        if scope["method"] not in {"GET", "HEAD"}:
+        if (refused := excess(scope)) is not None:
+            await problem(send, *refused)
+            return
+        request = ConnectionRequest(scope)
+        path = request.route
+        if scope["method"] == "OPTIONS" and path == "/sse" and request.origin is not None:
+            await self._preflight(request, send)
+        elif scope["method"] not in {"GET", "HEAD"}:
             await problem(send, 405, "Method not allowed", "use GET", headers=[(b"allow", b"GET")])
         elif path == "/livez":
             await json(send, 200, {"status": "live"})
@@ -74,15 +90,29 @@ class RealtimeApp:
             body = {"status": "ready" if ready else "not ready", "checks": checks}
             await json(send, 200 if ready else 503, body)
         elif path == "/sse":
-            await self._sse(scope, receive, send)
+            await self._sse(request, receive, send)
         elif path in {"/health", "/metrics"}:
-            await self._for_operators(path, ConnectionRequest(scope), send)
+            await self._for_operators(path, request, send)
         else:
             await problem(
                 send, 404, "Not found",
-                "there are /sse?stream=NAME, /livez and /readyz here, /health and /metrics for "
-                "operators",
+                f"nothing is at {scope['path'][:200]!r}; under {scope.get('root_path')!r}, where "
+                "this app is mounted, there are /sse?stream=NAME, /livez and /readyz, and /health "
+                "and /metrics for operators",
             )  # fmt: skip
+
+    async def _preflight(self, request: ConnectionRequest, send: Send) -> None:
+        if self._origins.named(request):
+            await nothing(send, self._origins.preflight(request))
+        else:
+            await self._foreign(request, send)
+
+    async def _foreign(self, request: ConnectionRequest, send: Send) -> None:
+        await problem(
+            send, 403, "Origin not allowed",
+            "pages of this origin may not connect; add it to allowed_origins",
+            headers=self._origins.headers(request),
+        )  # fmt: skip
 
     async def _for_operators(self, path: str, request: ConnectionRequest, send: Send) -> None:
         if self._operators is None:
@@ -95,7 +125,7 @@ class RealtimeApp:
         try:
             allowed = await ask_operator(self._operators, request)
         except Exception as error:  # noqa: BLE001 - whatever the team's callable raises
-            await self._broken(request, send, [], "operators", error)
+            await self._raised(request, send, [], "operators", error)
             return
         if not allowed:
             await problem(send, 403, "Not for everybody", "this is for operators")
@@ -121,20 +151,16 @@ class RealtimeApp:
         await answer(send, 200, text, content_type.encode("latin-1"))
 
     async def _sse(  # noqa: PLR0911 - one return for each reason to refuse
-        self, scope: Scope, receive: Receive, send: Send
+        self, request: ConnectionRequest, receive: Receive, send: Send
     ) -> None:
-        request = ConnectionRequest(scope)
-        if not request.origin_allowed(self._allowed_origins):
-            await problem(
-                send, 403, "Origin not allowed",
-                "pages of this origin may not connect; add it to allowed_origins",
-            )  # fmt: skip
+        if not self._origins.admit(request):
+            await self._foreign(request, send)
             return
-        cors = _cors(request) if request.origin in self._allowed_origins else []
+        cors = self._origins.headers(request)
         try:
             user = await ask_user(self._authenticate, request)
         except Exception as error:  # noqa: BLE001 - whatever the team's callable raises
-            await self._broken(request, send, cors, "authenticate", error)
+            await self._raised(request, send, cors, "authenticate", error)
             return
         if user is None:
             await problem(
@@ -150,7 +176,7 @@ class RealtimeApp:
         try:
             allowed = await ask_access(self._authorize, user, stream)
         except Exception as error:  # noqa: BLE001 - whatever the team's callable raises
-            await self._broken(request, send, cors, "authorize", error)
+            await self._raised(request, send, cors, "authorize", error)
             return
         if not allowed:
             await problem(
@@ -165,8 +191,9 @@ class RealtimeApp:
         if full or not self._coordinator.accepting:
             await self._later(request, send, cors)
             return
-        if scope["method"] == "HEAD":
-            await send({"type": "http.response.start", "status": 200, "headers": [*sse.HEADERS]})
+        if request.scope["method"] == "HEAD":
+            headers = [*sse.HEADERS, *cors]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": b""})
             return
         self._connections[user] += 1
@@ -191,6 +218,8 @@ class RealtimeApp:
             try:
                 return await ask_access(self._authorize, user, stream)
             except Exception as error:
+                if refusal(error) is not None:
+                    return False
                 # neither yes nor no: the client may come back with its position and ask again
                 _logger.exception("commitcast: authorize raised")
                 raise SubscriptionClosed(stream, None, "authorize raised") from error
@@ -201,6 +230,8 @@ class RealtimeApp:
                 if await ask_user(self._authenticate, request) != user:
                     return False
             except Exception as error:
+                if refusal(error) is not None:
+                    return False
                 _logger.exception("commitcast: authenticate raised")
                 raise SubscriptionClosed(stream, None, "authenticate raised") from error
             return await may_read()
@@ -215,7 +246,7 @@ class RealtimeApp:
             headers=cors,
         )
 
-    async def _broken(
+    async def _raised(
         self,
         request: ConnectionRequest,
         send: Send,
@@ -223,10 +254,17 @@ class RealtimeApp:
         name: str,
         error: Exception,
     ) -> None:
-        """The team's callable raised: no stream, and not a word of why to the client."""
+        """The team's callable raised: no stream, and not a word of the exception's text."""
+        if (status := refusal(error)) is not None:
+            headers = [*refusal_headers(error), *cors]
+            if status == _UNAUTHENTICATED and not any(n == b"www-authenticate" for n, _ in headers):
+                headers.append((b"www-authenticate", b"Bearer"))
+            await problem(send, status, *_REFUSED[status], headers=headers)
+            return
         _logger.error("commitcast: %s raised", name, exc_info=error)
         if _is_event_source(request):
-            await sse.serve_later(send, self._coordinator.settings.retry_ms, cors)
+            pause_ms = self._coordinator.settings.retry_ms * _BROKEN_PAUSE
+            await sse.serve_later(send, pause_ms, cors)
             return
         await problem(
             send, 500, "Internal server error", "it was logged; try again later", headers=cors
@@ -269,11 +307,3 @@ def _wanted(request: ConnectionRequest) -> tuple[str, Position | str | None]:
     if len(cursors) > 1:
         raise InvalidEvent("give one cursor")
     return stream, cursors[0] if cursors[0] == "earliest" else Position.parse(cursors[0])
-
-
-def _cors(request: ConnectionRequest) -> list[tuple[bytes, bytes]]:
-    return [
-        (b"access-control-allow-origin", (request.origin or "").encode("latin-1")),
-        (b"access-control-allow-credentials", b"true"),
-        (b"vary", b"origin"),
-    ]

@@ -3,74 +3,27 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
-from functools import cached_property
-from http.cookies import CookieError, SimpleCookie
-from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, urlsplit
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
 
 from commitcast.users import known_user
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Mapping
+    from collections.abc import Awaitable, Callable
+
+    from commitcast.request import ConnectionRequest
 
     Authenticate = Callable[["ConnectionRequest"], str | Awaitable[str | None] | None]
     Authorize = Callable[[str, str], bool | Awaitable[bool]]
     Operators = Callable[["ConnectionRequest"], bool | Awaitable[bool]]
 
 
-@dataclass(frozen=True)
-class ConnectionRequest:
-    """What a client sent when it connected, for ``authenticate`` to look at."""
-
-    scope: Mapping[str, Any]
-    """The ASGI scope."""
-
-    @cached_property
-    def headers(self) -> dict[str, str]:
-        """Request headers by lower-case name; a repeated one is joined with commas."""
-        found: dict[str, str] = {}
-        for raw_name, raw_value in self.scope.get("headers", ()):
-            name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
-            joiner = "; " if name == "cookie" else ", "
-            found[name] = f"{found[name]}{joiner}{value}" if name in found else value
-        return found
-
-    @cached_property
-    def cookies(self) -> dict[str, str]:
-        """Cookies by name (RFC 6265); none if the header cannot be read."""
-        try:
-            parsed = SimpleCookie(self.headers.get("cookie", ""))
-        except CookieError:
-            return {}
-        return {name: morsel.value for name, morsel in parsed.items()}
-
-    @cached_property
-    def query(self) -> dict[str, list[str]]:
-        """Query parameters, each with all its values; none if there are more than 50."""
-        text = self.scope.get("query_string", b"").decode("latin-1")
-        try:
-            return parse_qs(text, keep_blank_values=True, max_num_fields=50)
-        except ValueError:
-            return {}
-
-    @property
-    def bearer(self) -> str | None:
-        """The token of ``Authorization: Bearer`` (RFC 6750), if one was sent."""
-        scheme, _, token = self.headers.get("authorization", "").partition(" ")
-        return token.strip() or None if scheme.lower() == "bearer" else None
-
-    @property
-    def origin(self) -> str | None:
-        """The Origin header: the site whose page opened the connection."""
-        return self.headers.get("origin")
-
-    def origin_allowed(self, allowed: Collection[str]) -> bool:
-        """Whether the request comes from no page, from this site's own, or from one `allowed`."""
-        origin = self.origin
-        if origin is None or origin in allowed:
-            return True
-        return bool(origin != "null" and urlsplit(origin).netloc == self.headers.get("host"))
+_REFUSALS: Final = frozenset({401, 403, 404})
+_POLICY_VIOLATION: Final = 1008
+_FRAMING: Final = frozenset({"connection", "content-length", "content-type", "transfer-encoding"})
+_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
 
 async def ask_user(authenticate: Authenticate | None, request: ConnectionRequest) -> str | None:
@@ -93,3 +46,30 @@ async def ask_operator(operators: Operators, request: ConnectionRequest) -> bool
     """Whether a request comes from an operator: only if the callable answers exactly True."""
     answer = operators(request)
     return (await answer if inspect.isawaitable(answer) else answer) is True
+
+
+def refusal(error: Exception) -> int | None:
+    """The status that a callable answered by raising: 401, 403 or 404, as ``status_code``.
+
+    That is how Starlette and FastAPI refuse (``HTTPException``), so a team's own functions can
+    be used as they are; their ``WebSocketException`` refuses with code 1008. None for any
+    other exception, which is a fault.
+    """
+    if getattr(error, "code", None) == _POLICY_VIOLATION:
+        return 403
+    status = getattr(error, "status_code", None)
+    return status if isinstance(status, int) and status in _REFUSALS else None
+
+
+def refusal_headers(error: Exception) -> list[tuple[bytes, bytes]]:
+    """The headers that such an exception asks for, such as ``WWW-Authenticate``."""
+    headers = getattr(error, "headers", None)
+    if not isinstance(headers, Mapping):
+        return []
+    return [
+        (name.lower().encode("latin-1"), value.encode("latin-1"))
+        for name, value in headers.items()
+        if isinstance(name, str) and isinstance(value, str)
+        and name.lower() not in _FRAMING
+        and _NAME.fullmatch(name) and _VALUE.fullmatch(value)
+    ]  # fmt: skip

@@ -146,7 +146,7 @@ class Client:
             else:
                 return None
         self.last_id = found.get("id", self.last_id)
-        return Message(found.get("event"), found.get("id"), found["data"])
+        return Message(found.get("event"), found.get("id"), found["data"], found.get("retry"))
 
     async def comment(self) -> str:
         async with asyncio.timeout(PATIENCE_S):

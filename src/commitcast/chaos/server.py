@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
 
     from commitcast import CommittedEvent
-    from commitcast.auth import ConnectionRequest
+    from commitcast.request import ConnectionRequest
 
 _RELAY_LEASE_S: Final = 1.0
 """Short, so that the relay of most lives takes over from one that was killed."""

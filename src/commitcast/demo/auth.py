@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from commitcast.auth import ConnectionRequest
     from commitcast.demo.database import Database
+    from commitcast.request import ConnectionRequest
 
 BEARER, STREAM = "bearer", "stream"
 _LIFETIMES = {BEARER: timedelta(days=30), STREAM: timedelta(minutes=15)}

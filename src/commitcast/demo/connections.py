@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from commitcast.auth import ConnectionRequest
+    from commitcast.request import ConnectionRequest
 
     Authenticate = Callable[[ConnectionRequest], Awaitable[str | None]]
 

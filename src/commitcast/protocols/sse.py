@@ -5,6 +5,9 @@
 - ``commitcast.subscribed`` comes first on each connection, ``commitcast.reset`` when the place
   was lost later; both say ``recovered``, and false means: reload the state.
 - ``commitcast.closed`` says why the server ends a connection that it will not take up again.
+- ``commitcast.unavailable`` is all that a client gets for which there is no place now.
+- There is no block without data: published clients hand it over as an empty message. So
+  ``retry:`` is a line of the first block, and a keep-alive is a comment without a blank line.
 """
 
 from __future__ import annotations
@@ -30,12 +33,13 @@ if TYPE_CHECKING:
 
 HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache, no-transform"),
+    (b"cache-control", b"no-cache, no-store, no-transform"),
     (b"x-accel-buffering", b"no"),
+    (b"x-content-type-options", b"nosniff"),
 )
-"""No cache, no recoding, and no buffering by nginx."""
+"""No cache, no recoding, no buffering by nginx, and no guessing of another type."""
 
-_KEEP_ALIVE = b": keep-alive\n\n"
+_KEEP_ALIVE = b": keep-alive\n"
 
 
 def encode_event(event: CommittedEvent) -> bytes:
@@ -68,17 +72,26 @@ def encode_closed(reason: str) -> bytes:
 
 
 def encode_retry(retry_ms: int) -> bytes:
-    """How long the browser is to wait before it connects again: jittered, against herds."""
-    return f"retry: {random.randint(retry_ms, retry_ms * 3)}\n\n".encode()
+    """How long the browser is to wait before it connects again: jittered, against herds.
+
+    A line that belongs to the block which follows it.
+    """
+    return f"retry: {random.randint(retry_ms, retry_ms * 3)}\n".encode()
+
+
+def encode_unavailable(retry_ms: int) -> bytes:
+    """A ``commitcast.unavailable`` message, and the pause before the browser tries again."""
+    return encode_retry(retry_ms) + b"event: commitcast.unavailable\ndata: {}\n\n"
 
 
 async def serve_later(send: Send, retry_ms: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
     """Send a browser away for a while.
 
     An EventSource gives up for good on any status but 200, so it is told when to come back.
+    The message has a name and data, so that no client takes it for an event or an empty one.
     """
     await send({"type": "http.response.start", "status": 200, "headers": [*HEADERS, *headers]})
-    await send({"type": "http.response.body", "body": encode_retry(retry_ms)})
+    await send({"type": "http.response.body", "body": encode_unavailable(retry_ms)})
 
 
 async def serve(

@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from commitcast.delivery import Delivery
 from commitcast.dispatch import Dispatcher
 from commitcast.drain import close_gently, on_signals
+from commitcast.erasure import Eraser
 from commitcast.errors import LogError, NotRunning, OperationError, SchemaMissing
 from commitcast.event import CommittedEvent, Position, check_stream
 from commitcast.health import CoordinationHealthMonitor, HealthLevel
@@ -32,7 +33,7 @@ from commitcast.operations import Operations, own_stream
 from commitcast.outcome import Outcomes
 from commitcast.pending import Attachment
 from commitcast.relay import Relay
-from commitcast.retention import Trimmer, erase_actor, erase_operations, erase_stream
+from commitcast.retention import Trimmer
 from commitcast.schema import Naming, Tables
 from commitcast.settings import Settings
 from commitcast.sqlite import READ_ONLY_OPTION
@@ -299,10 +300,10 @@ class Coordinator:
             raise SchemaMissing(str(error)) from error
         except DBAPIError as error:
             text = str(error.orig).lower()
-            if "does not exist" in text or "no such table" in text:
+            if any(s in text for s in ("does not exist", "no such table", "no such column")):
                 raise SchemaMissing(
-                    "Commitcast's tables are not in the database; run `commitcast migrate`, or "
-                    "upgrade(op) in your Alembic chain"
+                    "Commitcast's tables are not in the database, or are of an older version; run "
+                    "`commitcast migrate`, or upgrade(op) in your Alembic chain"
                 ) from error
             raise
 
@@ -603,31 +604,30 @@ class Coordinator:
     # --- data -----------------------------------------------------------------------------
 
     async def erase(self, *, stream: str | None = None, user: str | None = None) -> int:
-        """Remove a person's data; returns how many streams or events were erased.
+        """Remove a person's data; returns how many streams, events and attempts were erased.
 
         Args:
             stream: delete this stream whole. Its readers are told; made again it has another
                 epoch, so that no old position is mistaken for a new one.
-            user: empty every event whose actor is this user (their offsets stay, so that other
-                readers miss nothing), delete the operations of theirs that have an outcome, and
-                delete the stream ``user:<user>``.
+            user: empty every event whose actor is this user (offsets stay, so that other readers
+                miss nothing), roll back and remove their operations, delete their own stream.
 
-        Events that other nodes hold in memory are gone within ``buffer_age_s`` seconds.
+        Safe to repeat: where it raised, a second call goes on. What nodes hold in memory they drop
+        within ``poll_interval_s`` seconds; a page that one was just reading, 15 s later.
         """
         if (stream is None) == (user is None):
             raise ValueError("give either stream= or user=")
         if self._writer is None:
             raise NotRunning("erase needs an async engine: Coordinator(engine, reader=…)")
-        if stream is not None:
-            gone = await erase_stream(self._writer, self.tables, check_stream(stream))
-        else:
-            gone = await erase_actor(self._writer, self.tables, str(user))
-            gone += await erase_operations(self._writer, self.tables, str(user))
-            gone += await erase_stream(self._writer, self.tables, check_stream(f"user:{user}"))
-        if self._delivery is not None:
-            self._delivery.forget(stream)
-            await self._delivery.poll()
-        return gone
+        eraser = Eraser(self._writer, self.tables)
+        try:
+            if stream is not None:
+                return await eraser.erase_stream(check_stream(stream))
+            return await eraser.erase_user(str(user), self._user_stream(str(user)))
+        finally:
+            if self._delivery is not None:
+                self._delivery.forget(stream)
+                await self._delivery.poll()
 
     async def trim(self) -> int:
         """Apply the retention now; returns how many events went."""

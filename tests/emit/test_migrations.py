@@ -168,8 +168,10 @@ down_revision = None
 def upgrade():
     migrations.upgrade(op, "0001")
     migrations.upgrade(op, "0002")
+    migrations.upgrade(op, "0003")
 
 def downgrade():
+    migrations.downgrade(op, "0003")
     migrations.downgrade(op, "0002")
     migrations.downgrade(op, "0001")
 """

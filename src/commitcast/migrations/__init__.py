@@ -16,7 +16,7 @@ from commitcast.schema import Naming, Tables
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
-LATEST: Final = "0002"
+LATEST: Final = "0003"
 
 
 def upgrade(

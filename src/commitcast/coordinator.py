@@ -46,6 +46,7 @@ from commitcast.telemetry import (
     Tracing,
     notify,
 )
+from commitcast.visible import check_visible
 from commitcast.writer import is_in_memory
 
 if TYPE_CHECKING:
@@ -202,6 +203,7 @@ class Coordinator:
             )
             with self._schema_there():
                 await delivery.poll()
+                await check_visible(self._reader, self.tables)
             await delivery.open()
             stack.push_async_callback(delivery.close)
             operations = await self._open_operations(delivery)
@@ -612,8 +614,7 @@ class Coordinator:
             user: empty every event whose actor is this user (offsets stay, so that other readers
                 miss nothing), roll back and remove their operations, delete their own stream.
 
-        Safe to repeat: where it raised, a second call goes on. What nodes hold in memory they drop
-        within ``poll_interval_s`` seconds; a page that one was just reading, 15 s later.
+        May be repeated. Nodes forget within ``poll_interval_s`` s, a page just being read in 15 s.
         """
         if (stream is None) == (user is None):
             raise ValueError("give either stream= or user=")
@@ -626,7 +627,6 @@ class Coordinator:
             return await eraser.erase_user(str(user), self._user_stream(str(user)))
         finally:
             if self._delivery is not None:
-                self._delivery.forget(stream)
                 await self._delivery.poll()
 
     async def trim(self) -> int:

@@ -308,7 +308,7 @@ async def test_g4_offsets_are_contiguous_in_each_epoch_while_streams_come_and_go
     monkeypatch.setattr(coordinator, "committed", keep)
 
     async def write(who: int) -> None:
-        for n in range(20):
+        for n in range(8):
             await say(engine, f"thread:{(who + n) % 3}", n, n)
             for _ in range(2):
                 await coordinator.trim()
@@ -316,7 +316,7 @@ async def test_g4_offsets_are_contiguous_in_each_epoch_while_streams_come_and_go
     async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as group:
         for who in range(3):
             group.create_task(write(who))
-    assert sum(map(len, seen.values())) == 3 * 20 * 2
+    assert sum(map(len, seen.values())) == 3 * 8 * 2
     assert len(seen) > 3, "streams came and went"
     for offsets in seen.values():
         assert sorted(offsets) == list(range(1, len(offsets) + 1))

@@ -84,9 +84,12 @@ async def test_what_is_in_the_memory_of_every_node_goes_whoever_erases(database:
             async with AsyncSession(engines[0]) as session:
                 emit(session, "thread:7", Event("said", {"text": SECRET}), actor="ann")
                 await session.commit()
+        deliveries = [node._delivery for node in nodes]
+        for delivery in deliveries:
+            assert delivery is not None
+            await delivery.poll()
         for reader in readers:
             assert [(await anext(reader)).data["text"] for _ in range(2)] == [SECRET] * 2
-        deliveries = [node._delivery for node in nodes]
         assert all(d is not None and d._memory.bytes for d in deliveries)
         await script.erase(user="ann")
         for delivery in deliveries:

@@ -62,13 +62,18 @@ def restored(database_url: DatabaseUrl, schema: Schema = None, prefix: Prefix = 
 def erase(
     database_url: DatabaseUrl,
     stream: Annotated[str | None, typer.Option(help="Delete this stream.")] = None,
-    user: Annotated[str | None, typer.Option(help="Empty this user's events.")] = None,
+    user: Annotated[str | None, typer.Option(help="Erase what there is of this user.")] = None,
+    user_stream: Annotated[
+        str | None,
+        typer.Option(help="The user's own stream, where the coordinator is given user_stream=."),
+    ] = None,
     schema: Schema = None,
     prefix: Prefix = None,
 ) -> None:
     """Remove a stream, or a person's data."""
+    named = {} if user_stream is None else {"user_stream": lambda _user: user_stream}
     gone = _with_coordinator(
-        database_url, schema, prefix, lambda c: c.erase(stream=stream, user=user)
+        database_url, schema, prefix, lambda c: c.erase(stream=stream, user=user), **named
     )
     typer.echo(f"Erased {gone}.")
 
@@ -150,6 +155,7 @@ def _with_coordinator(
     schema: str | None,
     prefix: str | None,
     work: Callable[[Coordinator], Awaitable[Any]],
+    **options: Any,
 ) -> Any:
     from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -160,7 +166,7 @@ def _with_coordinator(
         engine = create_async_engine(url)
         if engine.dialect.name == "sqlite":
             sqlite.configure(engine)
-        coordinator = Coordinator(engine, schema=schema, prefix=prefix)
+        coordinator = Coordinator(engine, schema=schema, prefix=prefix, **options)
         try:
             return await work(coordinator)
         finally:

@@ -19,6 +19,7 @@ from commitcast.coordinated import execute, refuse_later
 from commitcast.delivery import Delivery
 from commitcast.dispatch import Dispatcher, total
 from commitcast.drain import close_gently, on_signals
+from commitcast.erasure import Eraser
 from commitcast.errors import NotRunning
 from commitcast.event import CommittedEvent, Position, check_id, check_stream
 from commitcast.health import CoordinationHealthMonitor, HealthLevel
@@ -32,7 +33,7 @@ from commitcast.operations import Operations
 from commitcast.outcome import Outcomes
 from commitcast.pending import Attachment
 from commitcast.relay import Relay
-from commitcast.retention import Trimmer, erase_actor, erase_operations, erase_stream
+from commitcast.retention import Trimmer
 from commitcast.schema import Naming, Tables
 from commitcast.settings import Settings
 from commitcast.sqlite import READ_ONLY_OPTION
@@ -46,6 +47,7 @@ from commitcast.telemetry import (
     notify,
 )
 from commitcast.users import user_stream, whose
+from commitcast.visible import check_visible
 from commitcast.writer import is_in_memory
 
 if TYPE_CHECKING:
@@ -203,6 +205,7 @@ class Coordinator:
             )
             with schema_there():
                 await delivery.poll()
+                await check_visible(self._reader, self.tables)
             await delivery.open()
             stack.push_async_callback(delivery.close)
             operations = await self._open_operations(delivery)
@@ -607,32 +610,30 @@ class Coordinator:
     # --- data -----------------------------------------------------------------------------
 
     async def erase(self, *, stream: str | None = None, user: str | None = None) -> int:
-        """Remove a person's data; returns how many streams or events were erased.
+        """Remove a person's data; returns how many streams, events and attempts were erased.
 
         Args:
             stream: delete this stream whole. Its readers are told; made again it has another
                 epoch, so that no old position is mistaken for a new one.
-            user: empty every event whose actor is this user (their offsets stay, so that other
-                readers miss nothing), delete the operations of theirs that have an outcome, and
-                delete the stream `stream_of` has for them.
+            user: empty every event whose actor is this user (offsets stay, so that other readers
+                miss nothing), roll back and remove their operations, delete the stream that
+                `stream_of` has for them.
 
-        Events that other nodes hold in memory are gone within ``buffer_age_s`` seconds.
+        May be repeated. Nodes forget within ``poll_interval_s`` s, a page just being read in 15 s.
         """
         if (stream is None) == (user is None):
             raise ValueError("give either stream= or user=")
         if self._writer is None:
             raise NotRunning("erase needs an async engine: Coordinator(engine, reader=…)")
-        if stream is not None:
-            gone = await erase_stream(self._writer, self.tables, check_stream(stream))
-        else:
+        eraser = Eraser(self._writer, self.tables)
+        try:
+            if stream is not None:
+                return await eraser.erase_stream(check_stream(stream))
             actor = check_id("user", user)
-            gone = await erase_actor(self._writer, self.tables, actor)
-            gone += await erase_operations(self._writer, self.tables, actor)
-            gone += await erase_stream(self._writer, self.tables, self.stream_of(actor))
-        if self._delivery is not None:
-            self._delivery.forget(stream)
-            await self._delivery.poll()
-        return gone
+            return await eraser.erase_user(actor, self.stream_of(actor))
+        finally:
+            if self._delivery is not None:
+                await self._delivery.poll()
 
     async def trim(self) -> int:
         """Apply the retention now; returns how many events went."""

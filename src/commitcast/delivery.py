@@ -19,6 +19,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from commitcast.erasures import READ_DEADLINE_S, Erasures
 from commitcast.errors import NotRunning, SubscriptionClosed
 from commitcast.feed import Feed, Memory
 
@@ -44,8 +45,6 @@ _LOOK_FIRST_S: Final = 0.01
 _LOOK_LAST_S: Final = 0.05
 _HEADS_AT_ONCE: Final = 500
 _NO_STATE: Final = (None, 0)
-_READ_DEADLINE_S: Final = 15.0
-"""A read that takes longer is given up: its connection may lead nowhere any more."""
 
 
 class Delivery:
@@ -80,6 +79,7 @@ class Delivery:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._last_read: float | None = None
+        self._erasures = Erasures(log.tables)
         self._open = False
         self.on_events: Callable[[Collection[str]], None] | None = None
         """Told the names of streams that have, or may have, new events."""
@@ -354,7 +354,7 @@ class Delivery:
         """A connection to read with, one of ``read_connections``; for a short time."""
         async with (
             self._connections,
-            asyncio.timeout(_READ_DEADLINE_S),
+            asyncio.timeout(READ_DEADLINE_S),
             self._engine.connect() as conn,
         ):
             yield conn
@@ -362,6 +362,8 @@ class Delivery:
     async def _heads(self, names: list[str]) -> dict[str, Head]:
         async with self.reading() as conn:
             heads = await self.log.heads(conn, names)
+            if await self._erasures.look(conn):
+                self.forget()
         self._last_read = time.monotonic()
         return heads
 

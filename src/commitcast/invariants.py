@@ -28,9 +28,9 @@ from sqlalchemy import Float, and_, cast, false, func, literal_column, or_, sele
 
 from commitcast.attempt import Outcome
 from commitcast.clock import DatabaseClock
+from commitcast.erasure import ERASED_TYPE
 from commitcast.health import HealthLevel
 from commitcast.notification import NOTIFICATION_TYPE, notice_id
-from commitcast.retention import ERASED_TYPE
 from commitcast.score import LayerPair
 
 if TYPE_CHECKING:

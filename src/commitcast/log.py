@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self
 
 import orjson
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from commitcast import statements
 from commitcast.errors import EmitRefused, IsolationRefused, LogError, OperationLost
 from commitcast.event import NEW_EPOCH, CommittedEvent, EncodedEvent, Position
+from commitcast.notification import Failure
+from commitcast.prepared import Prepared
 
 if TYPE_CHECKING:
     import weakref
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 
 _CLUSTER: Final = "commitcast.cluster"
+_NOT_ALLOWED: Final = "42501"
+"""SQLSTATE: insufficient privilege (PostgreSQL, appendix A)."""
 
 
 class _Placed(NamedTuple):
@@ -139,21 +143,19 @@ class Log:
         self.tables = tables
         self.dialect = dialect
         self._postgresql = dialect.name == "postgresql"
-        self._append = statements.Prepared(
+        self._append = Prepared(
             statements.append_postgresql(tables)
             if self._postgresql
             else statements.upsert_sqlite(tables),
             dialect,
         )
-        self._append_one = statements.Prepared(statements.append_one_postgresql(tables), dialect)
-        self._decide = statements.Prepared(
-            statements.decide(tables, postgresql=self._postgresql), dialect
-        )
-        self._decide_and_append_one = statements.Prepared(
+        self._append_one = Prepared(statements.append_one_postgresql(tables), dialect)
+        self._decide = Prepared(statements.decide(tables, postgresql=self._postgresql), dialect)
+        self._decide_and_append_one = Prepared(
             statements.append_one_postgresql(tables, deciding=True), dialect
         )
         self._cluster = statements.cluster()
-        self._insert = statements.Prepared(tables.events.insert(), dialect)
+        self._insert = Prepared(tables.events.insert(), dialect)
         self._page = statements.page(tables, postgresql=self._postgresql)
         self._heads = statements.heads(tables, postgresql=self._postgresql)
 
@@ -260,7 +262,10 @@ class Log:
             return "sqlite"
         known = conn.info.get(_CLUSTER)
         if known is None:
-            known = conn.info[_CLUSTER] = str(conn.execute(self._cluster).scalar_one())
+            try:
+                known = conn.info[_CLUSTER] = str(conn.execute(self._cluster).scalar_one())
+            except DBAPIError as error:
+                raise _explained(error) from error
         return str(known)
 
     def _insert_sqlite(
@@ -346,6 +351,16 @@ def epoch_of(incarnation: str, cluster: str, timeline: str, stream_id: int) -> s
     """The epoch of a stream: changes whenever its offsets could be used again (DESIGN §6)."""
     text = f"{incarnation}|{cluster}|{timeline}|{stream_id}".encode()
     return hashlib.blake2b(text, digest_size=8).hexdigest()
+
+
+def _explained(error: DBAPIError) -> Exception:
+    if Failure.of(error).sqlstate != _NOT_ALLOWED:
+        return error
+    return LogError(
+        "this role may not ask which database cluster it is connected to, so a copy of the "
+        "database could not be told from the original: GRANT EXECUTE ON FUNCTION "
+        "pg_control_system() TO the role"
+    )
 
 
 def _values(e: EncodedEvent) -> dict[str, Any]:

@@ -77,6 +77,7 @@ LEFT_WITHOUT_COMMIT: Final = Failure("LeftWithoutCommit")
 NODE_DIED: Final = Failure("NodeDied")
 DEADLINE_PASSED: Final = Failure("DeadlinePassed")
 ABANDONED: Final = Failure("Abandoned")
+ERASED: Final = Failure("Erased")
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,15 +40,18 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from commitcast.attempt import Announcement, Attempt, Outcome, Verdict
 from commitcast.clock import DatabaseClock
+from commitcast.concealed import concealed
 from commitcast.errors import LogError, OperationLost
 from commitcast.log import Decision
 from commitcast.notification import (
     DEFAULT_USER_MESSAGE,
+    ERASED,
     Failure,
     Layer,
     RollbackNotification,
 )
-from commitcast.statements import Prepared, durable
+from commitcast.prepared import Prepared
+from commitcast.statements import durable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -145,7 +148,8 @@ class Outcomes:
         latest = self.latest(conn, wanted.id)
         if latest is None:
             raise LogError(f"operation {wanted.id} was neither announced nor there")
-        same = latest.request_hash == wanted.request_hash
+        erased = latest.error == str(ERASED)  # which removed what the request is compared by
+        same = erased or latest.request_hash == wanted.request_hash
         if latest.outcome is not Outcome.ROLLED_BACK or not same:
             return latest
         attempt = latest.attempt + 1
@@ -174,6 +178,7 @@ class Outcomes:
         """Insert *committed*; raises `OperationLost` if the attempt has another outcome already."""
         self._log.append(conn, (), Decision(of, attempt, result_json))
 
+    @concealed()
     def show(self, conn: Connection, of: str, attempt: int, streams: Collection[str]) -> None:
         """Note that the transaction shows something on `streams` before the attempt has an outcome.
 
@@ -321,6 +326,8 @@ class Outcomes:
                 wanted = outcome == Outcome(state).value
         if state in {"open", "unknown"}:
             wanted = and_(wanted, operations.c.settled == false())
+        if state == Outcome.ROLLED_BACK:
+            wanted = and_(wanted, self.tables.outcomes.c.error.is_distinct_from(str(ERASED)))
         if actor is not None:
             wanted = and_(wanted, operations.c.actor == actor)
         query = self._attempts().where(wanted).order_by(operations.c.announced_at.desc())

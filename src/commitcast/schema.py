@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 DEFAULT_SCHEMA: Final = "commitcast"
 DEFAULT_PREFIX: Final = "commitcast_"
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,39}")
+_TAKEN: Final = {"schema": "pg_", "prefix": "sqlite_"}
+"""How names begin that PostgreSQL and SQLite keep for themselves."""
 _TABLES: Final = (
     "installation", "streams", "events", "relays", "deliveries", "nodes", "operations", "outcomes",
     "version",
@@ -47,10 +49,17 @@ class Naming:
     prefix: str = ""
 
     def __post_init__(self) -> None:
-        for what, value in (("schema", self.schema), ("prefix", self.prefix)):
-            if value and not _NAME.fullmatch(value):
+        for what, value in (("schema", self.schema), ("prefix", self.prefix or None)):
+            if value is None:
+                continue
+            if not _NAME.fullmatch(value):
                 raise ValueError(
                     f"{what} {value!r} must be 1 to 40 of a-z 0-9 _, not beginning with a digit"
+                )
+            if value.startswith(_TAKEN[what]):
+                raise ValueError(
+                    f"{what} {value!r} cannot be used: the database keeps names that begin with "
+                    f"{_TAKEN[what]!r} for itself"
                 )
 
     @classmethod
@@ -82,8 +91,10 @@ class Tables:
             "installation",
             Column("id", Integer, primary_key=True, autoincrement=False),
             Column("incarnation", String(32), nullable=False),
+            Column("erasures", BigInteger, nullable=False, server_default="0"),
         )
-        """One row: what changes when the database was restored from a copy (DESIGN §6)."""
+        """One row. `incarnation` changes when the database was restored from a copy (DESIGN §6),
+        `erasures` grows with every erasing transaction, so that nodes drop what they remember."""
 
         self.streams = table(
             "streams",
@@ -91,10 +102,16 @@ class Tables:
             Column("name", widened(3100), nullable=False, unique=True),
             Column("head", BigInteger, nullable=False),
             Column("tail", BigInteger, nullable=False),
+            Column("oldest_at", moment),
+            Column("full_at", BigInteger),
             sqlite_autoincrement=True,
         )
         """`head` is the last offset, `tail` the first that is still kept (head + 1 if none).
-        Surrogate ids are never used again, so a stream made again has another epoch."""
+        Surrogate ids are never used again, so a stream made again has another epoch.
+
+        For trimming: no event is older than `oldest_at`, and the append that brings `head` to
+        `full_at` makes `oldest_at` null, which says that the stream is to be looked at."""
+        Index(f"{naming.prefix}streams_oldest_at", self.streams.c.oldest_at)
 
         self.events = table(
             "events",
@@ -112,6 +129,13 @@ class Tables:
 
         No foreign key: rows come and go only under the lock of their stream's row, and the check
         would be one more query in every commit."""
+        has_actor = self.events.c.actor.is_not(None)
+        Index(
+            f"{naming.prefix}events_actor",
+            self.events.c.actor,
+            postgresql_where=has_actor,
+            sqlite_where=has_actor,
+        )
 
         self.relays = table(
             "relays",
@@ -134,6 +158,7 @@ class Tables:
             Column("delivered", BigInteger, nullable=False),
         )
         """How far each stream has been handed to a ``deliver`` callable."""
+        Index(f"{naming.prefix}deliveries_stream_id", self.deliveries.c.stream_id)
 
         self.nodes = table(
             "nodes",
@@ -173,6 +198,13 @@ class Tables:
             sqlite_where=operations.settled == false(),
         )
         Index(f"{naming.prefix}operations_announced_at", operations.announced_at)
+        has_actor = operations.actor.is_not(None)
+        Index(
+            f"{naming.prefix}operations_actor",
+            operations.actor,
+            postgresql_where=has_actor,
+            sqlite_where=has_actor,
+        )
 
         self.outcomes = table(
             "outcomes",

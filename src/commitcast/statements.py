@@ -1,4 +1,4 @@
-"""The log's SQL, as SQLAlchemy expressions, and the way the hot ones are run."""
+"""The log's SQL, as SQLAlchemy expressions."""
 
 from __future__ import annotations
 
@@ -17,91 +17,18 @@ from sqlalchemy import (
     collate,
     func,
     literal_column,
+    null,
     or_,
     select,
     true,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from sqlalchemy import Dialect, Executable
-    from sqlalchemy.engine import Connection
-    from sqlalchemy.sql.compiler import SQLCompiler
-
     from commitcast.schema import Tables
 
 SEPARATOR: Final = "|"
 """Between the fields of a placed stream; no stream's name has one."""
-
-
-class Prepared:
-    """A statement compiled once and run on a cursor of the driver (PEP 249).
-
-    Half the time of ``conn.execute`` goes into what never changes between two calls, and a fifth
-    of an emit's into describing its result. The driver's errors are raised as SQLAlchemy's, so
-    that callers who retry on ``DBAPIError`` find what they look for.
-    """
-
-    def __init__(self, statement: Executable, dialect: Dialect) -> None:
-        self._statement = statement
-        self._dialect = dialect
-        self._sql = ""
-        self._order: tuple[str, ...] | None = None
-
-    def all(self, conn: Connection, values: dict[str, Any]) -> Sequence[Any]:
-        """Run it and return its rows, as plain tuples."""
-        return self._run(conn, values, rows=True)
-
-    def run(self, conn: Connection, values: dict[str, Any]) -> None:
-        """Run it; it returns no rows."""
-        self._run(conn, values, rows=False)
-
-    def _run(self, conn: Connection, values: dict[str, Any], *, rows: bool) -> Sequence[Any]:
-        sql = self._ready()
-        arguments = self._arguments(values)
-        cursor = conn.connection.cursor()
-        try:
-            cursor.execute(sql, arguments)
-            return cursor.fetchall() if rows else ()
-        except self._dialect.loaded_dbapi.Error as error:
-            raise self._translated(conn, cursor, error) from error
-        finally:
-            cursor.close()
-
-    def many(self, conn: Connection, rows: list[dict[str, Any]]) -> None:
-        """Run it once for each of `rows`."""
-        sql = self._ready()
-        conn.exec_driver_sql(sql, [self._arguments(row) for row in rows])
-
-    def _translated(self, conn: Connection, cursor: Any, error: Exception) -> BaseException:
-        dbapi = conn.connection.dbapi_connection
-        gone = self._dialect.is_disconnect(error, dbapi, cursor)  # type: ignore[arg-type]
-        translated = DBAPIError.instance(
-            self._sql,
-            None,
-            error,
-            self._dialect.loaded_dbapi.Error,
-            connection_invalidated=gone,
-            dialect=self._dialect,
-        )
-        if gone:
-            conn.invalidate(error)
-        return translated
-
-    def _arguments(self, values: dict[str, Any]) -> Any:
-        return tuple([values[name] for name in self._order]) if self._order else values
-
-    def _ready(self) -> str:
-        if not self._sql:
-            statement: Any = self._statement
-            compiled: SQLCompiler = statement.compile(dialect=self._dialect)
-            if compiled.positional:
-                self._order = tuple(compiled.positiontup or ())
-            self._sql = str(compiled)
-        return self._sql
 
 
 def cluster() -> Any:
@@ -195,6 +122,13 @@ def decide(tables: Tables, *, postgresql: bool) -> Any:
     return insert.returning(outcomes.c.attempt, durable()) if postgresql else insert
 
 
+def _added(streams: Any, count: Any) -> dict[str, Any]:
+    """What an append of `count` events changes in a stream's row; full, trimming is to look."""
+    head = streams.c.head + count
+    looked_at = case((head >= streams.c.full_at, null()), else_=streams.c.oldest_at)
+    return {"head": head, "oldest_at": looked_at}
+
+
 def append_one_postgresql(tables: Tables, *, deciding: bool = False) -> Any:
     """One event to one stream: what `append_postgresql` does, in half the time.
 
@@ -209,7 +143,7 @@ def append_one_postgresql(tables: Tables, *, deciding: bool = False) -> Any:
     upsert = postgresql.insert(streams).from_select(["name", "head", "tail"], new)
     heads = (
         upsert.on_conflict_do_update(
-            index_elements=[streams.c.name], set_={"head": streams.c.head + literal_column("1")}
+            index_elements=[streams.c.name], set_=_added(streams, literal_column("1"))
         )
         .returning(streams.c.id, streams.c.head)
         .cte("heads")
@@ -273,7 +207,7 @@ def append_postgresql(tables: Tables) -> Any:
     heads = (
         upsert.on_conflict_do_update(
             index_elements=[streams.c.name],
-            set_={"head": streams.c.head + upsert.excluded.head},
+            set_=_added(streams, upsert.excluded.head),
         )
         .returning(streams.c.id, streams.c.name, streams.c.head)
         .cte("heads")
@@ -323,7 +257,7 @@ def upsert_sqlite(tables: Tables) -> Any:
     )
     return upsert.on_conflict_do_update(
         index_elements=[streams.c.name],
-        set_={"head": streams.c.head + upsert.excluded.head},
+        set_=_added(streams, upsert.excluded.head),
     ).returning(
         streams.c.id,
         streams.c.name,

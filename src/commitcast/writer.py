@@ -97,7 +97,9 @@ def own_engine(engine: AsyncEngine) -> AsyncEngine:
         )
     # The mark lets commitcast.audit judge what the app does, and not this.
     marked = {"commitcast_own": True}
-    own = create_async_engine(sync.url, pool=sync.pool.recreate(), execution_options=marked)
+    own = create_async_engine(
+        sync.url, pool=sync.pool.recreate(), execution_options=marked, hide_parameters=True
+    )
     if sync.dialect.name == "sqlite":
         sqlite.configure_own(own.sync_engine, sync)
     return own

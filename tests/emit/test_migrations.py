@@ -10,6 +10,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.operations import Operations
 from sqlalchemy import (
     Column,
     Engine,
@@ -93,13 +94,22 @@ def test_migrating_twice_is_migrating_once(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"prefix": "cc_"}, {"schema": "live"}, {"schema": "live", "prefix": "cc_"}]
-)
+    "options",
+    [
+        {}, {"prefix": "cc_"}, {"schema": "live"}, {"schema": "live", "prefix": "cc_"},
+        {"schema": "order"}, {"schema": "user", "prefix": "select"}, {"prefix": "_"},
+        {"schema": "x" * 40, "prefix": "y" * 40},
+    ],
+)  # fmt: skip
 def test_migrated_tables_are_those_of_the_metadata(engine: Engine, options: dict[str, str]) -> None:
     with engine.connect() as conn:
         migrations.migrate(conn, **options)
     assert differences(engine, Naming.of(engine.dialect.name, **options)) == []
     assert sends(engine, **options) == [("thread:7", 1)]
+    if engine.dialect.name == "postgresql":
+        function = f'"{options.get("schema", "commitcast")}"."{options.get("prefix", "")}emit"'
+        with engine.begin() as conn:
+            assert conn.scalar(text(f"SELECT {function}('thread:7', 'e')")) == 2
 
 
 def test_two_installations_in_one_database(engine: Engine) -> None:
@@ -118,6 +128,37 @@ def test_a_bad_schema_or_prefix_is_refused(name: str) -> None:
     for options in ({"schema": name}, {"prefix": name}):
         with pytest.raises(ValueError, match="must be 1 to 40"):
             Naming.of("postgresql", **options)
+
+
+@pytest.mark.parametrize("options", [{"schema": "pg_x"}, {"prefix": "sqlite_"}])
+def test_a_name_that_the_database_keeps_for_itself_is_refused(options: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="the database keeps names"):
+        Naming.of("postgresql", **options)
+
+
+def test_an_empty_schema_is_refused_and_an_empty_prefix_is_none() -> None:
+    with pytest.raises(ValueError, match="schema '' must be 1 to 40"):
+        Naming.of("postgresql", schema="")
+    assert Naming.of("postgresql", prefix="").prefix == ""
+
+
+@pytest.mark.parametrize("options", [{}, {"schema": "order", "prefix": "cc_"}])
+def test_a_log_of_an_earlier_version_goes_on_after_each_step(
+    engine: Engine, options: dict[str, str]
+) -> None:
+    """Forward from the first step, back, and forward again; what was in the log stays."""
+    with engine.connect() as conn:
+        op = Operations(MigrationContext.configure(conn))
+        for step in ("0001", "0002", "0003"):
+            migrations.upgrade(op, step, **options)
+        conn.commit()
+    assert sends(engine, **options) == [("thread:7", 1)]
+    with engine.connect() as conn:
+        op = Operations(MigrationContext.configure(conn))
+        migrations.downgrade(op, "0003", **options)
+        migrations.upgrade(op, "0003", **options)
+        conn.commit()
+    assert sends(engine, **options) == [("thread:7", 2)]
 
 
 def test_names_do_not_depend_on_the_search_path(engine: Engine) -> None:
@@ -168,10 +209,12 @@ down_revision = None
 def upgrade():
     migrations.upgrade(op, "0001")
     migrations.upgrade(op, "0002")
+    migrations.upgrade(op, "0003")
     migrations.upgrade(op, "0004")
 
 def downgrade():
     migrations.downgrade(op, "0004")
+    migrations.downgrade(op, "0003")
     migrations.downgrade(op, "0002")
     migrations.downgrade(op, "0001")
 """

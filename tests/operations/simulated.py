@@ -34,8 +34,8 @@ from sqlalchemy.pool import StaticPool
 
 from commitcast.log import Log
 from commitcast.migrations import migrate
+from commitcast.prepared import Prepared
 from commitcast.schema import Naming, Tables
-from commitcast.statements import Prepared
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator, Iterator

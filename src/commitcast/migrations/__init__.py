@@ -87,10 +87,10 @@ def schema_there() -> Iterator[None]:
         raise SchemaMissing(str(error)) from error
     except DBAPIError as error:
         text = str(error.orig).lower()
-        if "does not exist" in text or "no such table" in text:
+        if any(s in text for s in ("does not exist", "no such table", "no such column")):
             raise SchemaMissing(
-                "Commitcast's tables are not in the database; run `commitcast migrate`, or "
-                "upgrade(op) in your Alembic chain"
+                "Commitcast's tables are not in the database, or are of an older version; run "
+                "`commitcast migrate`, or upgrade(op) in your Alembic chain"
             ) from error
         raise
 

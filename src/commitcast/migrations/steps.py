@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.schema import CreateSchema
 
+from commitcast.migrations import upkeep
 from commitcast.migrations.widths import narrow, widen
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def _create_log(op: Any, naming: Naming) -> None:
     )
     op.bulk_insert(installation, [{"id": 1, "incarnation": uuid.uuid4().hex}])
     if postgresql:
-        qualifier = f"{schema}." if schema else ""
+        qualifier = upkeep.qualifier(bind, naming)
         # heads are updated over and over; room in the page keeps that off the indexes
         op.execute(sa.DDL(f"ALTER TABLE {qualifier}{prefix}streams SET (fillfactor = 50)"))
         op.execute(sa.DDL(_EMIT.format(q=qualifier, p=prefix).replace("%", "%%")))
@@ -138,10 +139,20 @@ def _create_log(op: Any, naming: Naming) -> None:
 def _drop_log(op: Any, naming: Naming) -> None:
     schema, prefix = naming.schema, naming.prefix
     if op.get_bind().dialect.name == "postgresql":
-        qualifier = f"{schema}." if schema else ""
+        qualifier = upkeep.qualifier(op.get_bind(), naming)
         op.execute(sa.DDL(f"DROP FUNCTION {qualifier}{prefix}emit(text, text, jsonb)"))
     for name in ("deliveries", "relays", "events", "streams", "installation"):
         op.drop_table(f"{prefix}{name}", schema=schema)
+
+
+def _prepare_upkeep(op: Any, naming: Naming) -> None:
+    upkeep.upgrade(op, naming)
+
+
+def _undo_upkeep(op: Any, naming: Naming) -> None:
+    upkeep.downgrade(op, naming)
+    if op.get_bind().dialect.name == "postgresql":
+        upkeep.replace_emit(op, naming, _EMIT)
 
 
 def _create_operations(op: Any, naming: Naming) -> None:
@@ -204,5 +215,6 @@ def _drop_operations(op: Any, naming: Naming) -> None:
 STEPS: Final = {
     "0001": Step(_create_log, _drop_log),
     "0002": Step(_create_operations, _drop_operations),
+    "0003": Step(_prepare_upkeep, _undo_upkeep),
     "0004": Step(widen, narrow),
 }

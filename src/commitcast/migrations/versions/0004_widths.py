@@ -7,7 +7,7 @@ from alembic import context, op
 from commitcast.migrations.steps import STEPS
 
 revision = "0004"
-down_revision = "0002"
+down_revision = "0003"
 
 
 def upgrade() -> None:

@@ -16,6 +16,7 @@ from sqlalchemy import update
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
 
+from commitcast.attachment import Attachment
 from commitcast.delivery import Delivery
 from commitcast.dispatch import Dispatcher
 from commitcast.drain import close_gently, on_signals
@@ -30,7 +31,6 @@ from commitcast.notifier import InProcessNotifier, Notifier
 from commitcast.operation import Operation, execute
 from commitcast.operations import Operations, own_stream
 from commitcast.outcome import Outcomes
-from commitcast.pending import Attachment
 from commitcast.relay import Relay
 from commitcast.retention import Trimmer, erase_actor, erase_operations, erase_stream
 from commitcast.schema import Naming, Tables

@@ -40,6 +40,7 @@ from commitcast.errors import (
     OutcomeUnknown,
 )
 from commitcast.event import to_json
+from commitcast.in_commit import call
 from commitcast.log import Decision
 from commitcast.notification import (
     DEADLINE_PASSED,
@@ -253,6 +254,7 @@ class Operation:
         session = self._operations.session()
         binding = self._bind(session, final=False)
         try:
+            await _begin(session)
             yield session
             self._check_open()
         except BaseException as error:
@@ -361,7 +363,9 @@ class Operation:
 
     def encoded_result(self) -> str | None:
         """What is stored with the commit; raises `InvalidEvent` for what is not JSON."""
-        value = self.result() if callable(self.result) else self.result
+        value = self.result
+        if callable(value):
+            value = call(value, f"given as the result of {self!r}")
         if value is None:
             return None
         encoded = to_json(value, f"the result of {self!r}")
@@ -413,7 +417,14 @@ class _Binding:
             self._operation.bound_committed(self)
 
 
+async def _begin(session: AsyncSession) -> None:
+    """Begin a transaction where the session does not do it by itself (``autobegin=False``)."""
+    if not session.sync_session.autobegin and not session.in_transaction():
+        await session.begin()
+
+
 async def _commit_and_close(session: AsyncSession) -> None:
+    await _begin(session)  # after a checkpoint none is open
     await session.commit()
     await session.close()  # sends nothing after a commit that returned
 

@@ -233,7 +233,7 @@ def _refuse_unfit(
     bind: Any = place
     attachment: Any
     if isinstance(place, Session):
-        attachment, bind, _ = where_in(place)
+        attachment, bind, *_ = where_in(place)
     else:
         attachment = attachment_of(place)
     if bind is not None:

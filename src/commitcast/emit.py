@@ -29,6 +29,7 @@ from commitcast.pending import (
     STATE,
     Emit,
     SessionState,
+    carries,
     level_option,
     moment,
     refuse_level,
@@ -129,12 +130,9 @@ def bind(target: EmitTarget, binding: Binding, *, after: int = 0) -> None:
         raise OperationError(
             None, "the session is bound to another operation; use a session of its own"
         )
-    state = _state_of(place, attached=True)
-    conn = None if state is None else state.live_connection()
-    if conn is not None and attachment_on(conn) is None and chooses_engine(place):
-        conn = None
+    conn = where_in(place).conn
+    state = state_of(place)
     if state is not None and conn is not None:
-        attachment_of(conn)
         if state.begun_at is not None and state.begun_at < after:
             raise LateAnnouncement(
                 None,
@@ -177,6 +175,8 @@ class _Where(NamedTuple):
     attachment: Attachment | None
     bind: Engine | Connection | None
     """Of the attachment."""
+    conn: Connection | None
+    """The bind, if the session's transaction has begun on it."""
     waits: bool
     """Whether what the session writes is yet to decide about its engine."""
 
@@ -185,20 +185,18 @@ def where_in(session: Session) -> _Where:
     """Where an event of the session goes; raises what `emit` raises of a session."""
     refuse_twophase(session)
     capturing = CAPTURE in session.info
+    chooses = chooses_engine(session)
     state = state_of(session)
-    conn = None if state is None else state.live_connection()
-    if conn is not None and (attachment := attachment_on(conn)) is not None:
-        found = _Where(attachment, conn, waits=False)
+    conn = None if state is None else state.attached_connection()
+    if conn is not None and (carries(conn) or not chooses):
+        found = _Where(attachment_of(conn), conn, conn, waits=False)
     else:
-        bind: Engine | Connection | None = conn
-        waits = chooses_engine(session)
-        if conn is None or waits:
-            bind = default_bind(session)
+        bind = default_bind(session)
+        waits = chooses or bind is None
         attachment = None if bind is None else attachment_on(bind)
-        waits = waits or bind is None
         if bind is not None and not waits and not capturing:
             attachment = attachment_of(bind)
-        found = _Where(attachment, None if attachment is None else bind, waits)
+        found = _Where(attachment, None if attachment is None or waits else bind, None, waits)
     _state_of(session, attached=found.attachment is not None or not capturing)
     return found
 
@@ -231,8 +229,8 @@ def _state_of(session: Session, *, attached: bool) -> SessionState | None:
 def _emit_in_session(
     session: Session, stream: str, event: object, labels: dict[str, str | None]
 ) -> None:
-    attachment, bind, waits = where_in(session)
-    made = _make(attachment, bind, stream, event, labels)
+    where = where_in(session)
+    made = _make(where.attachment, where.bind, stream, event, labels)
     if not session.in_transaction():
         if not session.autobegin:
             raise NoTransaction(
@@ -247,12 +245,11 @@ def _emit_in_session(
             raise NoTransaction("the session has no transaction; begin one before emit")
         state = session.info[STATE] = SessionState(root)
     made.scope = state.scope(session)
-    conn = state.attached_connection()
-    if conn is not None:
-        add(conn, made)
-    elif attachment is not None or waits:
+    if where.conn is not None:
+        add(where.conn, made)
+    elif where.attachment is not None or where.waits:
         state.unbound.append(made)
-        if state.committing and not waits and _is_under_way(state):
+        if state.committing and not where.waits and _is_under_way(state):
             session.connection()  # of a listener of before_commit that comes after ours
     if CAPTURE in session.info:
         state.captured.append(made)

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from commitcast.attachment import attachment_on
 from commitcast.errors import NotAttached, SeveralEngines
-from commitcast.pending import CAPTURE, buffer_on, level_option
+from commitcast.pending import CAPTURE, buffer_of, buffer_on, carries, level_option
 from commitcast.sqlite import READ_ONLY_OPTION
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def bring_connection(session: Session, state: SessionState) -> None:
     bind = default_bind(session)
     if bind is None or chooses_engine(session):
         session.flush()
-        if state.attached_connection() is not None:
+        if not state.unbound and state.attached_connection() is not None:
             return
     if bind is not None and attachment_on(bind) is not None:
         session.connection(bind_arguments={"bind": bind})
@@ -75,16 +75,29 @@ def refuse_several(state: SessionState) -> None:
     if len(conns) == 1:
         return
     carriers = [conn for conn in conns if _has_pending(conn)]
-    for conn in conns if carriers else ():
-        if conn is carriers[0] or not conn.in_transaction():
-            continue
-        if conn in carriers or not has_only_read(conn):
-            raise SeveralEngines(
-                f"the session's transaction has events on {carriers[0].engine.url!r} and may have "
-                f"written on another connection, to {conn.engine.url!r}: of two commits one may "
-                "fail. Emit in a session of one engine. (If that engine only reads, say so: "
-                f"engine.execution_options({READ_ONLY_OPTION}=True); PostgreSQL is asked.)"
-            )
+    others = [c for c in conns if carriers and c is not carriers[0] and c.in_transaction()]
+    written = [conn for conn in others if conn in carriers or not has_only_read(conn)]
+    if not written:
+        return
+    carrier, other = carriers[0], written[0]
+    together = attachment_on(carrier) is attachment_on(other) and carries(other)
+    if len(written) == 1 and other not in carriers and together and has_only_read(carrier):
+        _move(carrier, other)
+        return
+    raise SeveralEngines(
+        f"the session's transaction has events on {carrier.engine.url!r} and may have written on "
+        f"another connection, to {other.engine.url!r}: of two commits one may fail. Emit in a "
+        "session of one engine. (If that engine only reads, say so: "
+        f"engine.execution_options({READ_ONLY_OPTION}=True); PostgreSQL is asked.)"
+    )
+
+
+def _move(reader: Connection, writer: Connection) -> None:
+    """The events go with the rows: what they were emitted on has turned out to only read."""
+    read, written = buffer_of(reader), buffer_of(writer)
+    written.emits.extend(read.emits)
+    written.bound = written.bound or read.bound
+    read.emits, read.bound = [], None
 
 
 def has_only_read(conn: Connection) -> bool:

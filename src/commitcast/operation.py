@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import orjson
 from sqlalchemy.exc import DBAPIError
 
+from commitcast import own_session
 from commitcast.attempt import Outcome
 from commitcast.emit import bind, emit, unbind
 from commitcast.errors import (
@@ -254,7 +255,7 @@ class Operation:
         session = self._operations.session()
         binding = self._bind(session, final=False)
         try:
-            await _begin(session)
+            await own_session.begin(session)
             yield session
             self._check_open()
         except BaseException as error:
@@ -267,7 +268,7 @@ class Operation:
 
     async def _commit(self, session: AsyncSession, binding: _Binding) -> None:
         binding.final = True
-        committing = asyncio.ensure_future(_commit_and_close(session))
+        committing = asyncio.ensure_future(own_session.commit_and_close(session))
         interrupted = await outlast(committing, self._operations.settings.commit_limit_s)
         binding.over = True
         self._place = None
@@ -415,18 +416,6 @@ class _Binding:
         """See `Binding`."""
         if self.tried:
             self._operation.bound_committed(self)
-
-
-async def _begin(session: AsyncSession) -> None:
-    """Begin a transaction where the session does not do it by itself (``autobegin=False``)."""
-    if not session.sync_session.autobegin and not session.in_transaction():
-        await session.begin()
-
-
-async def _commit_and_close(session: AsyncSession) -> None:
-    await _begin(session)  # after a checkpoint none is open
-    await session.commit()
-    await session.close()  # sends nothing after a commit that returned
 
 
 def _error_of(committing: asyncio.Future[None]) -> BaseException | None:

@@ -232,7 +232,7 @@ class SessionState:
         if known is None:
             self.connection = weakref.ref(conn)
         elif conn not in self.connections():
-            attached = attachment_on(conn) is not None and attachment_on(known) is None
+            attached = carries(conn) and not carries(known)
             ours = conn if attached else known
             self.connection = weakref.ref(ours)
             self.others.append(weakref.ref(known if ours is conn else conn))
@@ -338,6 +338,11 @@ def level_option(bind: Engine | Connection) -> str:
     """The isolation level that was asked for through SQLAlchemy; empty if none was."""
     level = bind.get_execution_options().get("isolation_level", "")
     return str(level).replace("_", " ").upper()
+
+
+def carries(conn: Connection) -> bool:
+    """Whether events can be written in its transaction, as far as it is known before."""
+    return attachment_on(conn) is not None and level_option(conn) != "AUTOCOMMIT"
 
 
 def refuse_level(level: str, *, row_locks: bool) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy import event as sa_event
 
 from commitcast.attachment import attachment_on
 from commitcast.connections import commit_beside, forget_written, tell_rolled_back
-from commitcast.engines import bring_connection, default_bind, nowhere
+from commitcast.engines import bring_connection, chooses_engine, default_bind, nowhere
 from commitcast.event import DEFAULT_MAX_EVENT_BYTES
 from commitcast.pending import (
     BINDING,
@@ -20,6 +20,7 @@ from commitcast.pending import (
     SessionState,
     buffer_of,
     buffer_on,
+    carries,
     last_buffer,
     moment,
     resolve_all,
@@ -53,7 +54,7 @@ def _after_begin(session: Session, transaction: SessionTransaction, conn: Connec
         state.begun_at = state.begun_at or state.began
         if state.others or (attachment is not None and attachment.tracing is not None):
             _follow(state)
-    if attachment is None:
+    if attachment is None or (chooses_engine(session) and not carries(conn)):
         return
     if not transaction.nested and (binding := session.info.get(BINDING)) is not None:
         tie(conn, binding, state.token, state.began)

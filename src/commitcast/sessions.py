@@ -78,8 +78,10 @@ def _follow(state: SessionState) -> None:
         if conn.get_transaction() is None:
             continue
         buffer_of(conn).add(state)
-        if attachment_on(conn) is None and not sa_event.contains(conn, "commit", commit_beside):
-            sa_event.listen(conn, "commit", commit_beside)
+        if attachment_on(conn) is None and not sa_event.contains(
+            conn.engine, "commit", commit_beside
+        ):
+            sa_event.listen(conn.engine, "commit", commit_beside)
 
 
 def _give_to(conn: Connection, state: SessionState) -> None:

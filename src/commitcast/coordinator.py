@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy.engine import Engine
 
+from commitcast.attachment import Attachment
 from commitcast.attempt import announced_id
 from commitcast.coordinated import execute, refuse_later
 from commitcast.delivery import Delivery
@@ -31,7 +32,6 @@ from commitcast.migrations import mark_restored, schema_there
 from commitcast.notifier import InProcessNotifier, Notifier
 from commitcast.operations import Operations
 from commitcast.outcome import Outcomes
-from commitcast.pending import Attachment
 from commitcast.relay import Relay
 from commitcast.retention import Trimmer
 from commitcast.schema import Naming, Tables

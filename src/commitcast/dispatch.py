@@ -14,25 +14,25 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
-from commitcast.emit import emit, place_of
+from commitcast.attachment import attachment_of
+from commitcast.emit import emit, place_of, where_in
 from commitcast.errors import CommitcastError, NoTransaction
-from commitcast.event import check_id, check_stream, encode
+from commitcast.event import DEFAULT_MAX_EVENT_BYTES, check_id, check_stream, encode
 from commitcast.flags import Mode, as_mode
 from commitcast.pending import (
-    attachment_of,
+    check_transaction,
     level_option,
     refuse_level,
-    refuse_twophase,
-    root_of,
     state_of,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from sqlalchemy.engine import Connection, RootTransaction
+    from sqlalchemy.engine import RootTransaction
     from sqlalchemy.orm import SessionTransaction
 
     from commitcast.emit import EmitTarget
@@ -240,13 +240,14 @@ def _refuse_unfit(
     check_stream(stream)
     actor = None if user is None else check_id("actor", user)
     bind: Any = place
+    attachment: Any
     if isinstance(place, Session):
-        refuse_twophase(place)
-        state = state_of(place)
-        conn = None if state is None else state.live_connection()
-        bind = place.get_bind() if conn is None else conn
-        if conn is not None:
-            root_of(conn)  # gone where a listener of after_commit dispatches
-    attachment = attachment_of(bind)
-    refuse_level(level_option(bind), row_locks=bind.dialect.name != "sqlite")
-    encode(stream, event, max_bytes=attachment.max_event_bytes, actor=actor)
+        attachment, bind, *_ = where_in(place)
+    else:
+        attachment = attachment_of(place)
+    if bind is not None:
+        if isinstance(bind, Connection):
+            check_transaction(bind)
+        refuse_level(level_option(bind), row_locks=bind.dialect.name != "sqlite")
+    max_bytes = DEFAULT_MAX_EVENT_BYTES if attachment is None else attachment.max_event_bytes
+    encode(stream, event, max_bytes=max_bytes, actor=actor)

@@ -1,39 +1,39 @@
 """`emit`: events that belong to a transaction and leave with its commit, or not at all.
 
-Here they are taken and refused; `commitcast.pending` keeps them, `commitcast.hooks` writes them when the
-transaction commits. SQL that Commitcast cannot see as a savepoint or a commit (``ROLLBACK TO``
-sent as text) is not followed.
+Here they are taken and refused; `commitcast.pending` keeps them, and `commitcast.connections` writes
+them when the transaction commits. SQL that Commitcast cannot see as a savepoint or a commit
+(``ROLLBACK TO`` sent as text) is not followed.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from sqlalchemy import exc as sa_exc
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session
 
+from commitcast.attachment import Attachment, attachment_of, attachment_on
+from commitcast.connections import add
+from commitcast.engines import chooses_engine, default_bind
 from commitcast.errors import (
     LateAnnouncement,
     NoTransaction,
     OperationError,
-    SeveralEngines,
+    TransactionNotSeen,
 )
 from commitcast.event import DEFAULT_MAX_EVENT_BYTES, check_id, check_label, check_stream, encode
 from commitcast.pending import (
     BINDING,
     CAPTURE,
-    Attachment,
+    STATE,
     Emit,
-    attachment_of,
-    attachments,
-    begin_state,
-    buffer_of,
+    SessionState,
+    carries,
     level_option,
     moment,
     refuse_level,
     refuse_twophase,
-    root_of,
     state_of,
     tie,
 )
@@ -65,7 +65,8 @@ def emit(
 ) -> None:
     """Send `event` to the readers of `stream` when, and only if, `target`'s transaction commits.
 
-    Nothing to await and no I/O: it may be called anywhere inside the transaction.
+    Nothing to await and no I/O: it may be called anywhere inside the transaction. (In an engine's
+    ``commit`` listener that comes after Commitcast's, it writes the event there and then.)
 
     Args:
         target: an AsyncSession, Session or scoped session, or a Core connection in a transaction.
@@ -81,7 +82,10 @@ def emit(
     Raises:
         InvalidEvent: the stream's name, the type or the data cannot be accepted.
         NotAttached: no `Coordinator` is attached to the engine.
-        NoTransaction: `target` is a connection without an open transaction.
+        NoTransaction: `target` has no open transaction that could still take it: a connection
+            without one, a session with ``autobegin=False``, one that has been rolled back and not
+            been told so, one whose commit is over (``after_commit``).
+        TransactionNotSeen: the session's transaction is older than the coordinator.
         AutocommitRefused, IsolationRefused, TwoPhaseRefused: no single commit would carry it.
 
     What only the commit can know (the function's result, several engines, the isolation level set
@@ -107,7 +111,7 @@ def bind(target: EmitTarget, binding: Binding, *, after: int = 0) -> None:
     A session stays tied through rollbacks, until `unbind`; a connection for this transaction.
 
     Raises:
-        NotAttached, NoTransaction, TwoPhaseRefused: as `emit`.
+        NotAttached, NoTransaction, TransactionNotSeen, TwoPhaseRefused: as `emit`.
         LateAnnouncement: the transaction began before `after`, a value of `moment`.
         OperationError: another operation is tied to it.
     """
@@ -126,11 +130,10 @@ def bind(target: EmitTarget, binding: Binding, *, after: int = 0) -> None:
         raise OperationError(
             None, "the session is bound to another operation; use a session of its own"
         )
+    conn = where_in(place).conn
     state = state_of(place)
-    conn = None if state is None else state.live_connection()
     if state is not None and conn is not None:
-        attachment_of(conn)
-        if state.token < after:
+        if state.begun_at is not None and state.begun_at < after:
             raise LateAnnouncement(
                 None,
                 "the session's transaction began before the operation was announced, so that a "
@@ -166,63 +169,121 @@ def place_of(target: object) -> Session | Connection:
     )
 
 
+class _Where(NamedTuple):
+    """Where an event of a session goes."""
+
+    attachment: Attachment | None
+    bind: Engine | Connection | None
+    """Of the attachment."""
+    conn: Connection | None
+    """The bind, if the session's transaction has begun on it."""
+    waits: bool
+    """Whether what the session writes is yet to decide about its engine."""
+
+
+def where_in(session: Session) -> _Where:
+    """Where an event of the session goes; raises what `emit` raises of a session."""
+    refuse_twophase(session)
+    capturing = CAPTURE in session.info
+    chooses = chooses_engine(session)
+    state = state_of(session)
+    conn = None if state is None else state.attached_connection()
+    if conn is not None and (carries(conn) or not chooses):
+        found = _Where(attachment_of(conn), conn, conn, waits=False)
+    else:
+        bind = default_bind(session)
+        waits = chooses or bind is None
+        attachment = None if bind is None else attachment_on(bind)
+        if bind is not None and not waits and not capturing:
+            attachment = attachment_of(bind)
+        found = _Where(attachment, None if attachment is None or waits else bind, None, waits)
+    _state_of(session, attached=found.attachment is not None or not capturing)
+    return found
+
+
+def _state_of(session: Session, *, attached: bool) -> SessionState | None:
+    """What is known of its transaction, None if it has none; raises where that takes nothing."""
+    state = state_of(session)
+    if state is None:
+        if session.in_transaction() and attached:
+            raise TransactionNotSeen(
+                "the session's transaction began before the process had a coordinator (or "
+                "capture), so that it is not known what is in it; commit or roll back before "
+                "emit, or make the coordinator first"
+            )
+        return None
+    if state.over:
+        raise NoTransaction(
+            "the session's transaction has ended (this is after_commit or after_rollback), so that "
+            "no commit would send the event; emit before the commit, or in another session"
+        )
+    if state.rolled_back and not session.is_active:
+        raise NoTransaction(
+            "the session's transaction has been rolled back, as after a failed flush, so that no "
+            "commit would send the event; call session.rollback() (of a savepoint: its own "
+            "rollback()), then emit"
+        )
+    return state
+
+
 def _emit_in_session(
     session: Session, stream: str, event: object, labels: dict[str, str | None]
 ) -> None:
-    refuse_twophase(session)
+    where = where_in(session)
+    made = _make(where.attachment, where.bind, stream, event, labels)
+    if not session.in_transaction():
+        if not session.autobegin:
+            raise NoTransaction(
+                "the session has autobegin=False and no transaction that the event could join; "
+                "emit after session.begin()"
+            )
+        session.begin()
     state = state_of(session)
-    conn = None if state is None else state.live_connection()
-    bind: Engine | Connection
-    if conn is None:
-        try:
-            bind = session.get_bind()
-        except sa_exc.UnboundExecutionError as error:
-            raise SeveralEngines(
-                "the session has no single engine (binds=…) and no connection yet; run its first "
-                "statement before emit, or emit on the connection"
-            ) from error
-    else:
-        bind = conn
-    capturing = CAPTURE in session.info
-    attachment = None if capturing and bind.dialect not in attachments else attachment_of(bind)
-    made = _make(attachment, bind, stream, event, labels)
-    if state is None:
-        if not session.in_transaction():
-            session.begin()
-        state = begin_state(session)
+    if state is None:  # captured, in a transaction that is older than capture
+        root = session.get_transaction()
+        if root is None:  # pragma: no cover - it has begun
+            raise NoTransaction("the session has no transaction; begin one before emit")
+        state = session.info[STATE] = SessionState(root)
     made.scope = state.scope(session)
-    if capturing:
-        state.captured.append(made)
-    if attachment is None:
-        return
-    if conn is None:
+    if where.conn is not None:
+        add(where.conn, made)
+    elif where.attachment is not None or where.waits:
         state.unbound.append(made)
-        if state.committing:  # a listener of before_commit that comes after ours
-            session.connection()
-    else:
-        buffer_of(root_of(conn)).emits.append(made)
+        if state.committing and not where.waits and _is_under_way(state):
+            session.connection()  # of a listener of before_commit that comes after ours
+    if CAPTURE in session.info:
+        state.captured.append(made)
+
+
+def _is_under_way(state: SessionState) -> bool:
+    """Whether the commit that has begun is still running: below us, in a method of the transaction.
+
+    SQLAlchemy does not say so if a listener of before_commit raised, after which none is.
+    """
+    root = state.root()
+    frame = sys._getframe(1) if root is not None else None  # noqa: SLF001 - Python's own, documented
+    while frame is not None:
+        if frame.f_code.co_varnames[:1] == ("self",) and frame.f_locals.get("self") is root:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _emit_on_connection(
     conn: Connection, stream: str, event: object, labels: dict[str, str | None]
 ) -> None:
-    made = _make(attachment_of(conn), conn, stream, event, labels)
-    if not conn.in_transaction():
-        raise NoTransaction(
-            "the connection has no transaction that the event could join; emit after begin() or "
-            "after the first statement"
-        )
-    buffer_of(root_of(conn)).emits.append(made)
+    add(conn, _make(attachment_of(conn), conn, stream, event, labels))
 
 
 def _make(
     attachment: Attachment | None,
-    bind: Engine | Connection,
+    bind: Engine | Connection | None,
     stream: str,
     event: object,
     labels: dict[str, str | None],
 ) -> Emit:
-    refuse_level(level_option(bind), row_locks=bind.dialect.name != "sqlite")
+    if bind is not None:
+        refuse_level(level_option(bind), row_locks=bind.dialect.name != "sqlite")
     if (
         attachment is not None
         and isinstance(bind, Connection)

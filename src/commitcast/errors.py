@@ -33,7 +33,11 @@ class NotAttached(EmitRefused):
 
 
 class NoTransaction(EmitRefused):
-    """A Core connection without an open transaction has nothing that the event could join."""
+    """No transaction is open that could still take the event and leave with it."""
+
+
+class TransactionNotSeen(EmitRefused):
+    """The session's transaction is older than the coordinator; what is in it is not known."""
 
 
 class AutocommitRefused(EmitRefused):
@@ -49,7 +53,7 @@ class IsolationRefused(EmitRefused):
 
 
 class SeveralEngines(EmitRefused):
-    """The transaction spans more than one engine, so no single commit covers it."""
+    """The transaction may have written on more than one connection, so no single commit covers it."""
 
 
 class LogError(CommitcastError):

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import orjson
 from sqlalchemy.exc import DBAPIError
 
+from commitcast import own_session
 from commitcast.attempt import Outcome
 from commitcast.emit import bind, emit, unbind
 from commitcast.encoding import to_json
@@ -39,6 +40,7 @@ from commitcast.errors import (
     OperationTimedOut,
     OutcomeUnknown,
 )
+from commitcast.in_commit import call
 from commitcast.log import Decision
 from commitcast.notification import (
     DEADLINE_PASSED,
@@ -253,6 +255,7 @@ class Operation:
         session = self._operations.session()
         binding = self._bind(session, final=False)
         try:
+            await own_session.begin(session)
             yield session
             self._check_open()
         except BaseException as error:
@@ -265,7 +268,7 @@ class Operation:
 
     async def _commit(self, session: AsyncSession, binding: _Binding) -> None:
         binding.final = True
-        committing = asyncio.ensure_future(_commit_and_close(session))
+        committing = asyncio.ensure_future(own_session.commit_and_close(session))
         interrupted = await outlast(committing, self._operations.settings.commit_limit_s)
         binding.over = True
         self._place = None
@@ -374,7 +377,9 @@ class Operation:
 
     def encoded_result(self) -> str | None:
         """What is stored with the commit; raises `InvalidEvent` for what a retry would not get."""
-        value = self._result() if callable(self._result) else self._result
+        value = self._result
+        if callable(value):
+            value = call(value, f"given as the result of {self!r}")
         if value is None:
             return None
         if hasattr(value, "close") and hasattr(value, "__await__"):
@@ -429,11 +434,6 @@ class _Binding:
         """See `Binding`."""
         if self.tried:
             self._operation.bound_committed(self)
-
-
-async def _commit_and_close(session: AsyncSession) -> None:
-    await session.commit()
-    await session.close()  # sends nothing after a commit that returned
 
 
 def _error_of(committing: asyncio.Future[None]) -> BaseException | None:

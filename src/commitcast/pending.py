@@ -3,66 +3,53 @@
 They belong to the connection's root transaction, in the order in which they were made. Each knows
 in which of the session's transactions it was made, so that rolling back a savepoint, the session's
 or the connection's, drops exactly what was made since.
+
+What is kept of a connection is an attribute of the `Connection`. It may well reach it (an emit's
+function the session), and a map with weak keys would then keep it for ever: a session that nobody
+closes would never give its connection back.
 """
 
 from __future__ import annotations
 
 import itertools
 import weakref
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, cast
 
 from sqlalchemy.engine import Connection, Engine, RootTransaction, TwoPhaseTransaction
 
+from commitcast.attachment import attachment_on
 from commitcast.errors import (
     AutocommitRefused,
+    EmitRefused,
     InvalidEvent,
     IsolationRefused,
-    NotAttached,
     NoTransaction,
     OperationError,
     TwoPhaseRefused,
 )
-from commitcast.event import DEFAULT_MAX_EVENT_BYTES, EncodedEvent, resolve
+from commitcast.event import EncodedEvent, resolve
+from commitcast.in_commit import call
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy.orm import Session, SessionTransaction
 
-    from commitcast.log import Binding, Log, Written
-    from commitcast.telemetry import Tracing
+    from commitcast.log import Binding, Written
+    from commitcast.savepoints import Savepoints
 
 STATE: Final = "commitcast"
 """Where ``Session.info`` has the `SessionState` of its latest root transaction."""
+_ATTRIBUTE: Final = "commitcast"
+"""Where a Connection has the `Buffer` of its latest transaction."""
+_MOST_ROUNDS: Final = 100
+"""How deep the functions of emits may emit further functions; as deep as SQLAlchemy's flushes."""
 BINDING: Final = "commitcast.binding"
 """Where ``Session.info`` has the operation that the session is tied to."""
 CAPTURE: Final = "commitcast.capture"
 """Where ``Session.info`` says that `commitcast.testing.capture` listens."""
 _ABOVE_READ_COMMITTED: Final = {"REPEATABLE READ", "SERIALIZABLE", "SNAPSHOT"}
-
-
-class WriteObserver(Protocol):
-    """Who is told of writes to the log; called in the thread that commits, must not block."""
-
-    def written(self, written: Written) -> None:
-        """The statement ran; its COMMIT is about to be sent, and may yet fail."""
-
-    def committed(self, written: Written) -> None:
-        """COMMIT returned."""
-
-    def rolled_back(self, streams: tuple[str, ...]) -> None:
-        """A transaction that had emitted to `streams` was rolled back; nobody is told by itself."""
-
-
-@dataclass(frozen=True)
-class Attachment:
-    """What a coordinator ties to an engine."""
-
-    log: Log
-    observer: WriteObserver
-    max_event_bytes: int = DEFAULT_MAX_EVENT_BYTES
-    tracing: Tracing | None = None
 
 
 @dataclass(slots=True)
@@ -83,33 +70,92 @@ class Emit:
         if self.encoded is None:
             if self.make is None:  # pragma: no cover - one of the two is always given
                 raise InvalidEvent("an emit without an event")
-            self.encoded = resolve(self.stream, self.make, max_bytes=max_bytes, **self.labels)
+            make, purpose = self.make, f"given to emit for stream {self.stream!r}"
+            self.encoded = resolve(
+                self.stream, lambda: call(make, purpose), max_bytes=max_bytes, **self.labels
+            )
         return self.encoded
 
 
-@dataclass(slots=True)
+def resolve_all(emits: list[Emit], max_bytes: int) -> None:
+    """Resolve `emits`, also those that their functions add to the list meanwhile."""
+    for _ in range(_MOST_ROUNDS):
+        waiting = [e for e in emits if e.encoded is None]
+        if not waiting:
+            return
+        for made in waiting:
+            made.resolved(max_bytes)
+    raise EmitRefused(
+        f"functions given to emit emitted functions, {_MOST_ROUNDS} deep (the last for stream "
+        f"{emits[-1].stream!r}); emit events there, not functions"
+    )
+
+
 class Buffer:
-    """The emits of one root transaction, in the order in which they were made."""
+    """What one root transaction of a connection has pending; its emits as they were made."""
 
-    emits: list[Emit] = field(default_factory=list)
-    savepoints: dict[str, int] = field(default_factory=dict)
-    bound: Bound | None = None
-    by_session: bool = False
-    """Whether a session is about to commit it, which will say when COMMIT has returned."""
+    __slots__ = (
+        "bound",
+        "emits",
+        "late",
+        "root",
+        "savepoints",
+        "sessions",
+        "writing",
+        "written",
+    )
 
-    def drop_since(self, order: int) -> None:
-        """Drop what was made since a savepoint of the connection."""
+    def __init__(self, root: RootTransaction) -> None:
+        self.root = weakref.ref(root)
+        self.emits: list[Emit] = []
+        self.savepoints: Savepoints | None = None
+        self.bound: Bound | None = None
+        self.sessions: list[weakref.ref[SessionState]] = []
+        """Those on it whose other connections matter, or who say when COMMIT has returned."""
+        self.writing = False
+        """Whether our statement is about to run."""
+        self.late = False
+        """Whether it has, so that what a later ``commit`` listener emits needs another."""
+        self.written: list[Written] = []
+
+    def look(self, conn: Connection) -> None:
+        """Drop what was made since a savepoint of the connection that was rolled back."""
+        if self.savepoints is None:
+            return
+        undone = self.savepoints.look(conn.get_nested_transaction())
+        if undone is None:
+            return
+        begun, ended = undone
         for made in self.emits:
-            made.void |= made.since >= order
-        self.emits = [e for e in self.emits if not e.void]
-        if self.bound is not None and self.bound.since >= order:
+            made.void |= begun <= made.since < ended
+        self.emits[:] = [e for e in self.emits if not e.void]
+        if self.bound is not None and begun <= self.bound.since < ended:
             self.bound = None
+
+    def refuse_writing(self) -> None:
+        """Raise where our own statement is what the caller hears of."""
+        if self.writing:
+            raise NoTransaction(
+                "the transaction's events are being written, by the statement that this is about "
+                "(in a listener of statements); emit before the commit"
+            )
 
     def drop_scope(self, token: int) -> None:
         """Drop what was made in a transaction of a session."""
-        self.emits = [e for e in self.emits if token not in e.scope]
+        self.emits[:] = [e for e in self.emits if token not in e.scope]
         if self.bound is not None and self.bound.token == token:
             self.bound = None
+
+    def add(self, state: SessionState) -> None:
+        """A session's transaction has begun on it."""
+        if state not in self.live_sessions():
+            self.sessions = [ref for ref in self.sessions if ref() is not None]
+            self.sessions.append(weakref.ref(state))
+
+    def live_sessions(self) -> list[SessionState]:
+        """The sessions in `sessions` whose transaction is not over."""
+        states = [ref() for ref in self.sessions]
+        return [s for s in states if s is not None and not s.over and s.root() is not None]
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -133,26 +179,35 @@ class SessionState:
     """What is known of one root transaction of a session, kept in ``session.info``."""
 
     __slots__ = (
+        "__weakref__",
         "began",
+        "begun_at",
         "captured",
         "committing",
         "connection",
         "nested",
         "others",
+        "over",
+        "rolled_back",
         "root",
         "token",
-        "traced",
         "unbound",
     )
 
     def __init__(self, root: SessionTransaction) -> None:
         self.root = weakref.ref(root)
         self.token = self.began = moment()
+        self.begun_at: int | None = None
+        """When it began on the first connection."""
         self.nested: weakref.WeakKeyDictionary[SessionTransaction, int] | None = None
         self.unbound: list[Emit] = []
         self.captured: list[Emit] = []
         self.committing = False
-        self.traced = False
+        """Whether ``before_commit`` has come; where a listener raised there, no commit followed."""
+        self.rolled_back = False
+        """Whether it, or its savepoint, has been rolled back, and nobody called rollback() yet."""
+        self.over = False
+        """Whether it has been committed or rolled back as a whole."""
         self.connection: weakref.ref[Connection] | None = None
         self.others: list[weakref.ref[Connection]] = []
 
@@ -176,8 +231,8 @@ class SessionState:
         known = self.live_connection()
         if known is None:
             self.connection = weakref.ref(conn)
-        elif known is not conn:
-            attached = conn.dialect in attachments and known.dialect not in attachments
+        elif conn not in self.connections():
+            attached = carries(conn) and not carries(known)
             ours = conn if attached else known
             self.connection = weakref.ref(ours)
             self.others.append(weakref.ref(known if ours is conn else conn))
@@ -191,12 +246,13 @@ class SessionState:
         """The one that the session's events are written on, if it has begun."""
         return None if self.connection is None else self.connection()
 
+    def attached_connection(self) -> Connection | None:
+        """The same, if its engine has a coordinator."""
+        conn = self.live_connection()
+        return None if conn is None or attachment_on(conn) is None else conn
+
 
 _order = itertools.count(1)
-attachments: weakref.WeakKeyDictionary[Any, Attachment] = weakref.WeakKeyDictionary()
-buffers: weakref.WeakKeyDictionary[RootTransaction, Buffer] = weakref.WeakKeyDictionary()
-savepoints: weakref.WeakKeyDictionary[Connection, int] = weakref.WeakKeyDictionary()
-written_on: weakref.WeakKeyDictionary[Connection, Written] = weakref.WeakKeyDictionary()
 
 
 def moment() -> int:
@@ -204,32 +260,46 @@ def moment() -> int:
     return next(_order)
 
 
-def root_of(conn: Connection) -> RootTransaction:
-    """Its root transaction; raises where there is none that events could be part of."""
-    root = conn.get_transaction()
-    if not isinstance(root, RootTransaction):
-        raise NoTransaction("the connection has no transaction; begin one before emit")
-    if isinstance(root, TwoPhaseTransaction):
+def check_transaction(conn: Connection) -> None:
+    """Raise where the connection has no transaction that events could be part of."""
+    if not conn.in_transaction():
+        raise NoTransaction(
+            "the connection has no transaction that the event could join; emit after begin() or "
+            "after the first statement"
+        )
+    if isinstance(conn.get_transaction(), TwoPhaseTransaction):
         raise TwoPhaseRefused(
             "the connection is in a two-phase transaction, whose outcome may be decided elsewhere; "
             "emit in a transaction with a plain commit"
         )
-    return root
 
 
-def has_emits(conn: Connection) -> bool:
-    """Whether its transaction has events pending."""
+def last_buffer(conn: Connection) -> Buffer | None:
+    """What its latest transaction has pending or has written, also if that is over."""
+    return cast("Buffer | None", vars(conn).get(_ATTRIBUTE))
+
+
+def buffer_on(conn: Connection) -> Buffer | None:
+    """What the connection's transaction has pending, if anything was."""
+    buffer = last_buffer(conn)
     root = conn.get_transaction()
-    buffer = buffers.get(root) if isinstance(root, RootTransaction) else None
-    return buffer is not None and bool(buffer.emits)
+    return buffer if buffer is not None and root is not None and buffer.root() is root else None
 
 
-def buffer_of(root: RootTransaction) -> Buffer:
-    """What a root transaction has pending."""
-    buffer = buffers.get(root)
-    if buffer is None:
-        buffer = buffers[root] = Buffer()
+def buffer_of(conn: Connection) -> Buffer:
+    """What the connection's transaction has pending; raises `NoTransaction` where it has none."""
+    root = conn.get_transaction()
+    buffer = last_buffer(conn)
+    if root is None:
+        raise NoTransaction("the connection has no transaction; begin one before emit")
+    if buffer is None or buffer.root() is not root:
+        buffer = vars(conn)[_ATTRIBUTE] = Buffer(root)
     return buffer
+
+
+def take_buffer(conn: Connection) -> Buffer | None:
+    """Forget what its latest transaction had pending, and return it."""
+    return cast("Buffer | None", vars(conn).pop(_ATTRIBUTE, None))
 
 
 def state_of(session: Session) -> SessionState | None:
@@ -241,18 +311,13 @@ def state_of(session: Session) -> SessionState | None:
     return cast("SessionState", state)
 
 
-def begin_state(session: Session) -> SessionState:
-    """Begin to know of the session's transaction."""
-    root = session.get_transaction()
-    if root is None:  # pragma: no cover - the caller has begun one
-        raise NoTransaction("the session has no transaction; begin one before emit")
-    state = session.info[STATE] = SessionState(root)
-    return state
-
-
 def tie(conn: Connection, binding: Binding, token: int | None, since: int) -> None:
     """Have the connection's root transaction decide an operation."""
-    buffer = buffer_of(root_of(conn))
+    check_transaction(conn)
+    buffer = buffer_of(conn)
+    buffer.look(conn)
+    if buffer.writing or buffer.late:
+        raise NoTransaction("the transaction is being committed; bind before its commit")
     if buffer.bound is not None and buffer.bound.binding is not binding:
         raise OperationError(
             None, "the transaction is bound to another operation; use a transaction of its own"
@@ -275,6 +340,11 @@ def level_option(bind: Engine | Connection) -> str:
     return str(level).replace("_", " ").upper()
 
 
+def carries(conn: Connection) -> bool:
+    """Whether events can be written in its transaction, as far as it is known before."""
+    return attachment_on(conn) is not None and level_option(conn) != "AUTOCOMMIT"
+
+
 def refuse_level(level: str, *, row_locks: bool) -> None:
     """Raise for a level at which an event could not keep its guarantees."""
     if level == "AUTOCOMMIT":
@@ -287,14 +357,3 @@ def refuse_level(level: str, *, row_locks: bool) -> None:
             f"the transaction runs at {level}, where the shared head of a stream makes most "
             "concurrent writers abort; emit at READ COMMITTED"
         )
-
-
-def attachment_of(bind: Engine | Connection) -> Attachment:
-    """What is tied to its engine; raises `NotAttached`."""
-    attachment = attachments.get(bind.dialect)
-    if attachment is None:
-        raise NotAttached(
-            f"no coordinator is attached to {bind.engine.url!r}, so the event would reach nobody; "
-            "make one with Coordinator(engine) (in tests: commitcast.testing.capture)"
-        )
-    return attachment

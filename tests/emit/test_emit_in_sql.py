@@ -78,7 +78,7 @@ def test_g6_the_types_that_emit_refuses_are_refused(engine: Engine, kind: str) -
     "stream",
     [
         "thread:7", "a.b_c:d/e@f+g=h-i", "7", "-a", ":a", "", "a b", "é", "a\n", "a;b", "a'b", "\u0430nn",
-        "x" * 200, "x" * 3101,
+        "x" * 200, "x" * 201, "x" * 1030, "x" * 1031, "x" + "~C3" * 1029, "x" + "~C3" * 1030, "x" + "~c3" * 344,
     ],
 )  # fmt: skip
 def test_g7_the_names_that_emit_refuses_are_refused(engine: Engine, stream: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, insert, text
 from sqlalchemy.orm import Session
 
 from commitcast import Coordinator, Event, emit, sqlite
@@ -20,7 +20,7 @@ from commitcast.errors import (
     TwoPhaseRefused,
 )
 
-from .places import App, Note, everywhere, note
+from .places import App, Base, Note, everywhere, note
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -156,9 +156,14 @@ def test_g3_an_engine_has_one_coordinator(app: App) -> None:
 @pytest.mark.parametrize("first", ["ours", "theirs"])
 def test_g2_two_engines_in_one_transaction_are_refused(app: App, first: str) -> None:
     other = create_engine("sqlite://")
+    Base.metadata.create_all(other)
+
+    def write_there() -> None:
+        session.execute(insert(Note).values(text="there"), bind_arguments={"bind": other})
+
     with Session(app.engine) as session:
         if first == "theirs":
-            session.connection(bind_arguments={"bind": other})
+            write_there()
         session.add(Note(text="one"))
         if first == "ours":
             emit(session, "thread:7", ONE)
@@ -166,7 +171,7 @@ def test_g2_two_engines_in_one_transaction_are_refused(app: App, first: str) -> 
         if first == "theirs":
             emit(session, "thread:7", ONE)
         else:
-            session.connection(bind_arguments={"bind": other})
+            write_there()
         with pytest.raises(SeveralEngines):
             session.commit()
         session.rollback()
@@ -183,7 +188,7 @@ def test_g2_two_connections_of_one_engine_are_refused(app: App) -> None:
     with Session(app.engine) as session:
         session.add(Note(text="one"))
         session.flush()
-        session.connection(bind_arguments={"bind": other})
+        session.execute(insert(Note).values(text="two"), bind_arguments={"bind": other})
         emit(session, "thread:7", ONE)
         with pytest.raises(SeveralEngines):
             session.commit()

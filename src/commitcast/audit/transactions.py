@@ -19,7 +19,7 @@ from sqlalchemy.pool import Pool
 from commitcast.audit import callsite
 from commitcast.audit.channel import current_task, current_unit
 from commitcast.audit.work import Outcome, Work
-from commitcast.pending import buffers
+from commitcast.pending import last_buffer
 
 if TYPE_CHECKING:
     import asyncio
@@ -216,7 +216,7 @@ class Transactions:
         if not lines:
             task, lines = self._judge.sessions.whose()
         work.change(lines, task)
-        work.announced = work.announced or _announced(root)
+        work.announced = work.announced or _announced(conn, root)
         works = open_works.get()
         if work not in works:
             open_works.set((*(w for w in works if not w.ended), work))
@@ -295,9 +295,9 @@ def _changed(cursor: Any, statement: str, context: Any) -> bool:
     return not counted or getattr(cursor, "rowcount", -1) != 0
 
 
-def _announced(root: RootTransaction) -> bool:
-    buffer = buffers.get(root)
-    return buffer is not None and buffer.bound is not None
+def _announced(conn: Connection, root: RootTransaction) -> bool:
+    buffer = last_buffer(conn)
+    return buffer is not None and buffer.root() is root and buffer.bound is not None
 
 
 def _commits_by_itself(conn: Connection) -> bool:

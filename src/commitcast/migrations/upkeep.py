@@ -26,7 +26,7 @@ DECLARE
     stream_key bigint;
     new_offset bigint;
 BEGIN
-    IF a_stream IS NULL OR length(a_stream) > 3100
+    IF a_stream IS NULL OR length(regexp_replace(a_stream, '~[0-9A-F]{{2}}', '~', 'g')) > 1030
        OR a_stream COLLATE "C" !~ '^[A-Za-z0-9][A-Za-z0-9._:/@+=~-]*$' THEN
         RAISE EXCEPTION 'commitcast: % is not a stream name', quote_nullable(left(a_stream, 80))
             USING ERRCODE = 'invalid_parameter_value';

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from commitcast import Event, emit, user_of_stream, user_stream
-from commitcast.auth import ConnectionRequest, ask_user
+from commitcast import ConnectionRequest, ask_user
 from commitcast.errors import InvalidEvent
 from commitcast.event import check_stream
 

@@ -11,6 +11,8 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sqlalchemy import Text, cast, func, literal, select, true
+from sqlalchemy.engine import Engine
+from sqlalchemy.pool import AssertionPool, SingletonThreadPool, StaticPool
 
 from commitcast import sqlite
 from commitcast.errors import CommitcastError
@@ -18,9 +20,10 @@ from commitcast.errors import CommitcastError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy import Engine
     from sqlalchemy.engine import Connection
     from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from commitcast.turns import Turns
 
 _T = TypeVar("_T")
 
@@ -90,10 +93,10 @@ def own_engine(engine: AsyncEngine) -> AsyncEngine:
     from sqlalchemy.ext.asyncio import create_async_engine
 
     sync: Engine = engine.sync_engine
-    if sync.dialect.name == "sqlite" and is_in_memory(sync):
+    if shares_connection(sync):
         raise CommitcastError(
-            "operations need a SQLite database in a file: one in memory belongs to a single "
-            "connection, so that nothing could be announced beside the caller's transaction"
+            "operations need a pool with connections of their own: where one connection is shared "
+            "(in memory, StaticPool) nothing could be announced beside the caller's transaction"
         )
     # The mark lets commitcast.audit judge what the app does, and not this.
     marked = {"commitcast_own": True}
@@ -104,9 +107,42 @@ def own_engine(engine: AsyncEngine) -> AsyncEngine:
 
 
 def is_in_memory(engine: Engine) -> bool:
-    """Whether a SQLite engine has its database in memory."""
+    """Whether the engine is one of SQLite and has its database in memory."""
+    if engine.dialect.name != "sqlite":
+        return False
     name = engine.url.database or ""
     return name in {"", ":memory:"} or "mode=memory" in str(engine.url) or ":memory:" in name
+
+
+def shares_connection(engine: Engine) -> bool:
+    """Whether its pool gives one connection to several users, or to one at a time."""
+    shared = isinstance(engine.pool, (StaticPool, SingletonThreadPool, AssertionPool))
+    return shared or is_in_memory(engine)
+
+
+def turns_for(engine: Engine, read_with: AsyncEngine | Engine) -> Turns | None:
+    """How delivery takes turns with the application, where both have one connection.
+
+    Raises ValueError for what can neither share nor be read beside the application.
+    """
+    reader = read_with if isinstance(read_with, Engine) else read_with.sync_engine
+    if reader is not engine and (is_in_memory(engine) or is_in_memory(reader)):
+        raise ValueError(
+            "a SQLite database in memory belongs to one engine, so another (reader=, attach) has "
+            "a different one or locks its tables; use one async engine for all, or a file in a "
+            "temporary folder"
+        )
+    if isinstance(read_with, Engine) or not shares_connection(reader):
+        return None
+    if not isinstance(reader.pool, (StaticPool, SingletonThreadPool)):
+        raise ValueError(  # noqa: TRY004 - which pool an engine has is no question of types
+            f"delivery cannot read beside the application with {type(reader.pool).__name__} on "
+            f"{reader.url!r}: give StaticPool (what SQLAlchemy takes for a SQLite database in "
+            "memory), a SQLite database in a file, or reader= with a pool of its own"
+        )
+    from commitcast.turns import Turns  # needs greenlet, which the base does not bring
+
+    return Turns(read_with)
 
 
 def _bounded() -> Any:

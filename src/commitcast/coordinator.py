@@ -39,7 +39,7 @@ from commitcast.settings import Settings
 from commitcast.sqlite import READ_ONLY_OPTION
 from commitcast.steps import Steps
 from commitcast.subscription import Reset, Subscription
-from commitcast.writer import shares_connection, turns_for
+from commitcast.writer import check_primary, shares_connection, turns_for
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
@@ -150,6 +150,7 @@ class Coordinator:
         self._operations: Operations | None = None
         self._deliver = deliver
         self._relay_name = relay_name
+        self._relay: Relay | None = None
         self._drain_on_signals = drain_on_signals
         self._delivery: Delivery | None = None
         self._stack: contextlib.AsyncExitStack | None = None
@@ -204,6 +205,7 @@ class Coordinator:
             )  # fmt: skip
             with self._schema_there():
                 await delivery.poll()
+            await check_primary(self._engine, self.log)
             await delivery.open()
             stack.push_async_callback(delivery.close)
             stack.callback(self._handover.close)
@@ -219,18 +221,7 @@ class Coordinator:
             if self.settings.retention.every_s > 0:
                 loops.append(self._trimmer().run())
             if self._deliver is not None:
-                relay = Relay(
-                    self._writer,
-                    self.log,
-                    self._deliver,
-                    name=self._relay_name,
-                    lease_s=self.settings.relay_lease_s,
-                    poll_interval_s=self.settings.poll_interval_s,
-                    page_events=self.settings.page_events,
-                    steps=self._steps,
-                    tracing=self._tracing,
-                )
-                await relay.open()
+                relay = await self._open_relay(self._deliver, self._writer)
                 delivery.on_events = relay.hint
                 delivery.on_committed = relay.committed
                 loops.append(relay.run())
@@ -262,8 +253,18 @@ class Coordinator:
             if self._drain is not None:
                 self._drain.cancel()
                 self._drain = None
-            self._delivery = self._operations = self._prover = None
+            self._delivery = self._operations = self._prover = self._relay = None
             await stack.aclose()
+
+    async def _open_relay(self, deliver: Callable[..., Any], engine: AsyncEngine) -> Relay:
+        settings = self.settings
+        self._relay = Relay(
+            engine, self.log, deliver, name=self._relay_name, lease_s=settings.relay_lease_s,
+            limit_s=settings.deliver_limit_s, poll_interval_s=settings.poll_interval_s,
+            page_events=settings.page_events, steps=self._steps, tracing=self._tracing,
+        )  # fmt: skip
+        await self._relay.open()
+        return self._relay
 
     def _abandon(self) -> None:
         """Forget what ran in an event loop that is closed, or in the process that forked this one.
@@ -274,7 +275,7 @@ class Coordinator:
             self._operations.node.abandon()
         self._handover.close()
         self._stack = self._drain = None
-        self._delivery = self._operations = self._prover = None
+        self._delivery = self._operations = self._prover = self._relay = None
 
     forked = _abandon
 
@@ -567,6 +568,7 @@ class Coordinator:
             "running": self._delivery is not None and not self._handover.loop_closed,
             "accepting": self.accepting,
             "database": age_s is not None and age_s < fresh_s,
+            **({} if self._relay is None else {"deliver": not self._relay.stuck}),
         }
 
     @property
@@ -595,6 +597,7 @@ class Coordinator:
         return {
             "subscriptions": 0 if delivery is None else delivery.count_readers(),
             "operations_open": 0 if operations is None else len(operations.live),
+            "deliver_overdue": 0 if self._relay is None else len(self._relay.overdue),
             "events_committed": steps.events_committed,
             "events_handed_over": steps.events_handed_over,
             "frames_written": steps.frames_written,

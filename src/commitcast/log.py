@@ -17,7 +17,7 @@ import orjson
 from sqlalchemy.exc import IntegrityError
 
 from commitcast import statements
-from commitcast.errors import EmitRefused, IsolationRefused, LogError, OperationLost
+from commitcast.errors import EmitRefused, IsolationRefused, LogError, OperationLost, StandbyRefused
 from commitcast.event import NEW_EPOCH, CommittedEvent, EncodedEvent, Position
 
 if TYPE_CHECKING:
@@ -260,6 +260,11 @@ class Log:
             return "sqlite"
         known = conn.info.get(_CLUSTER)
         if known is None:
+            if conn.scalar(statements.is_standby()):
+                raise StandbyRefused(
+                    f"{conn.engine.url!r} is a standby (pg_is_in_recovery), which is behind and "
+                    "cannot be written: give the primary, as engine and as reader="
+                )
             known = conn.info[_CLUSTER] = str(conn.execute(self._cluster).scalar_one())
         return str(known)
 

@@ -104,6 +104,11 @@ class Prepared:
         return self._sql
 
 
+def is_standby() -> Any:
+    """Whether the server follows another; asked of each new connection."""
+    return select(func.pg_is_in_recovery())
+
+
 def cluster() -> Any:
     """The cluster's identity, which a copy made by ``initdb`` and a restore has another of."""
     return select(func.pg_control_system().table_valued("system_identifier").c.system_identifier)

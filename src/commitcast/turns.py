@@ -22,6 +22,7 @@ from sqlalchemy import event as sa_event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from commitcast.errors import CommitcastError
+from commitcast.sqlite import UNQUEUED_OPTION
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _OWN: Final = "commitcast_own"
+"""Also what keeps ``commitcast.audit`` from judging it."""
 _LOOK_EVERY_S: Final = 0.001
 _LOOK_AT_LEAST_EVERY_S: Final = 0.02
 _PATIENCE_S: Final = 15.0
@@ -60,7 +62,8 @@ class Turns:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._sync = engine.sync_engine
-        self.engine: AsyncEngine = _TurnEngine(self._sync.execution_options(**{_OWN: True}), self)
+        options = {_OWN: True, UNQUEUED_OPTION: True}
+        self.engine: AsyncEngine = _TurnEngine(self._sync.execution_options(**options), self)
         self._guard = threading.Lock()
         self._theirs: weakref.WeakKeyDictionary[Connection, _Theirs] = weakref.WeakKeyDictionary()
         self._ours: tuple[object, asyncio.AbstractEventLoop] | None = None

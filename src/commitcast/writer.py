@@ -8,9 +8,11 @@ driver, arguments and listeners of the pool, at READ COMMITTED, with connections
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sqlalchemy import Text, cast, func, literal, select, true
+from sqlalchemy import event as sa_event
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import AssertionPool, SingletonThreadPool, StaticPool
 
@@ -18,11 +20,13 @@ from commitcast import sqlite
 from commitcast.errors import CommitcastError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
+    from sqlalchemy import Dialect
     from sqlalchemy.engine import Connection
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from commitcast.log import Log
     from commitcast.turns import Turns
 
 _T = TypeVar("_T")
@@ -36,6 +40,9 @@ class Writer:
     """Runs short pieces of work, each in one transaction of its own."""
 
     def __init__(self, engine: AsyncEngine) -> None:
+        self._direct = False
+        sa_event.listen(engine.sync_engine, "do_connect", self._on_connect)
+        self._team = engine.sync_engine
         self.engine = own_engine(engine)
         self._postgresql = self.engine.dialect.name == "postgresql"
         # SQLite has one writer; the others would only hold connections while they wait.
@@ -59,11 +66,7 @@ class Writer:
             work: takes the connection; must not keep it.
             limit_s: seconds.
         """
-        async with (
-            self._places,
-            asyncio.timeout(limit_s),
-            self._transactional.begin() as conn,
-        ):
+        async with self._places, self._within(limit_s), self._transactional.begin() as conn:
             if self._postgresql:
                 await conn.execute(_bounded())
             return await conn.run_sync(work)
@@ -71,21 +74,55 @@ class Writer:
     async def each(self, work: Callable[[Connection], _T], *, limit_s: float = _LIMIT_S) -> _T:
         """Run `work` with each statement a transaction of its own, a third of the round trips.
 
-        On SQLite, where that would save nothing, in one transaction.
+        On SQLite, where that would save nothing, in one transaction; likewise where a pooler in
+        transaction mode may be between, which may send a statement's preparation to one server and
+        the statement to another.
         """
-        if not self._postgresql:
+        if not self._postgresql or not self._direct:
             return await self.run(work, limit_s=limit_s)
-        async with self._places, asyncio.timeout(limit_s), self._single.connect() as conn:
+        async with self._places, self._within(limit_s), self._single.connect() as conn:
             return await conn.run_sync(work)
 
     async def read(self, look: Callable[[Connection], _T], *, limit_s: float = _LIMIT_S) -> _T:
         """Run what only reads; on SQLite it waits for no writer."""
-        async with self._readers, asyncio.timeout(limit_s), self._reader.connect() as conn:
+        async with self._readers, self._within(limit_s), self._reader.connect() as conn:
             return await conn.run_sync(look)
+
+    @contextlib.asynccontextmanager
+    async def _within(self, limit_s: float) -> AsyncIterator[None]:
+        limit = asyncio.timeout(limit_s)
+        try:
+            async with limit:
+                yield
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            cause = (
+                "the database or a lock did not answer"
+                if self._postgresql
+                else "SQLite has one writer, and another transaction has it open: end it sooner, "
+                "and await nothing else inside it"
+            )
+            raise TimeoutError(
+                f"Commitcast could not read or write within {limit_s:g} s: {cause}"
+            ) from error
 
     async def close(self) -> None:
         """Close the connections."""
+        sa_event.remove(self._team, "do_connect", self._on_connect)
         await self.engine.dispose()
+
+    def _on_connect(
+        self, dialect: Dialect, _record: object, _arguments: object, options: dict[str, Any]
+    ) -> None:
+        """Whether statements that are prepared stay where they are: what a pooler has turned off.
+
+        asyncpg prepares every statement, in a message of its own; psycopg sends one that it does
+        not prepare as one message. Of connections of a ``creator=`` nothing is known.
+        """
+        caches = ("statement_cache_size", "prepared_statement_cache_size")
+        off = dialect.driver == "asyncpg" and any(options.get(name) in {0, "0"} for name in caches)
+        self._direct = not off
 
 
 def own_engine(engine: AsyncEngine) -> AsyncEngine:
@@ -118,6 +155,15 @@ def shares_connection(engine: Engine) -> bool:
     """Whether its pool gives one connection to several users, or to one at a time."""
     shared = isinstance(engine.pool, (StaticPool, SingletonThreadPool, AssertionPool))
     return shared or is_in_memory(engine)
+
+
+async def check_primary(engine: Engine, log: Log) -> None:
+    """Raises `StandbyRefused` if an async `engine` is a standby; with another only its own work says."""
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    if engine.dialect.is_async and not shares_connection(engine):
+        async with AsyncEngine(engine).connect() as conn:
+            await log.heads(conn, [])
 
 
 def turns_for(engine: Engine, read_with: AsyncEngine | Engine) -> Turns | None:

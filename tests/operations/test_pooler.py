@@ -67,7 +67,7 @@ async def pooled(database: Database) -> AsyncIterator[URL]:
     )
     user: Any = {}
     if os.geteuid() == 0:  # it refuses to run as root, and only the server's user sees its socket
-        owner = os.stat(str(database.url.query["host"])).st_uid
+        owner = Path(str(database.url.query["host"])).stat().st_uid  # noqa: ASYNC240
         user = {"user": owner}
         for name in ("", "users.txt", "pgbouncer.ini"):
             os.chown(folder / name, owner, -1)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import signal
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,10 +15,13 @@ from sqlalchemy.pool import NullPool
 from commitcast import Coordinator, sqlite
 from commitcast.errors import NotRunning
 from commitcast.node import FileLocks
+from conftest import _create
 
 from .live import say
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sqlalchemy import URL
 
 
@@ -32,7 +33,8 @@ def test_g10_no_commit_fails_because_the_loop_of_delivery_is_closed(
     url: Any = f"sqlite+aiosqlite:///{tmp_path}/app.db"
     if kind == "postgresql":
         server: URL = request.getfixturevalue("postgresql_template")
-        url = server.set(drivername="postgresql+asyncpg", database="template_commitcast")
+        _create(server, "other_loop", "template_commitcast")
+        url = server.set(drivername="postgresql+asyncpg", database="other_loop")
     engine = create_async_engine(url, poolclass=NullPool)
     if kind == "sqlite":
         sqlite.configure(engine)
@@ -79,6 +81,5 @@ def test_g6_a_forked_child_does_not_keep_the_lock_of_its_parents_node(tmp_path: 
         while not (dead := FileLocks(url).is_dead("node")) and time.monotonic() < until:
             time.sleep(0.01)
         assert dead
-        assert fcntl
     finally:
         os.kill(child, signal.SIGKILL)

@@ -135,7 +135,7 @@ class Relay:
             while True:
                 self._hinted.clear()
                 try:
-                    if self.stuck:
+                    if self.stuck and self._lease.is_ours:
                         _logger.error(
                             "commitcast: no call of deliver returns; another node may try"
                         )

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
+from commitcast.errors import NotRunning
+
 if TYPE_CHECKING:
     from commitcast.attempt import Announcement, Attempt
     from commitcast.outcome import Outcomes
@@ -28,13 +30,21 @@ class Announcer:
         self._waiting: list[tuple[Announcement, asyncio.Future[int | Attempt]]] = []
         self._writing: asyncio.Task[None] | None = None
         self._crowded = False
+        self._loop = asyncio.get_running_loop()
 
     def announce(self, wanted: Announcement) -> asyncio.Future[int | Attempt]:
         """See `Outcomes.announce`; the future must not be cancelled, since the row may be written.
 
-        It raises what the database did; then the row may or may not be there.
+        It raises what the database did; then the row may or may not be there. Raises `NotRunning`
+        in another event loop.
         """
-        answer: asyncio.Future[int | Attempt] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            raise NotRunning(
+                "the coordinator was entered in another event loop, which may be closed; enter an "
+                "operation in the loop in which the coordinator runs (enter it again in this one)"
+            )
+        answer: asyncio.Future[int | Attempt] = loop.create_future()
         self._waiting.append((wanted, answer))
         if self._writing is None:
             self._writing = asyncio.create_task(self._write())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import weakref
 from typing import TYPE_CHECKING, Any, Self
 
@@ -23,6 +22,8 @@ from commitcast.drain import close_gently, on_signals
 from commitcast.erasure import Eraser
 from commitcast.errors import NotRunning
 from commitcast.event import CommittedEvent, Position, check_id, check_stream
+from commitcast.forked import forget_in_child
+from commitcast.handover import Handover
 from commitcast.health import CoordinationHealthMonitor, HealthLevel
 from commitcast.health_report import report
 from commitcast.hooks import attach, detach
@@ -39,16 +40,9 @@ from commitcast.settings import Settings
 from commitcast.sqlite import READ_ONLY_OPTION
 from commitcast.steps import Steps
 from commitcast.subscription import Reset, Subscription
-from commitcast.telemetry import (
-    CoordinationEvent,
-    CoordinationEventType,
-    Observer,
-    Tracing,
-    notify,
-)
 from commitcast.users import user_stream, whose
 from commitcast.visible import check_visible
-from commitcast.writer import is_in_memory
+from commitcast.writer import check_primary, shares_connection, turns_for
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
@@ -63,9 +57,9 @@ if TYPE_CHECKING:
     from commitcast.attempt import Attempt
     from commitcast.auth import Authenticate, Authorize, Operators
     from commitcast.flags import Mode, Modes
-    from commitcast.log import Written
     from commitcast.operation import Operation
-_logger = logging.getLogger("commitcast")
+    from commitcast.telemetry import Observer, Tracing
+    from commitcast.turns import Turns
 
 
 class Coordinator:
@@ -137,12 +131,15 @@ class Coordinator:
         self._proven: Invariants | None = None
         self._engine = engine if isinstance(engine, Engine) else engine.sync_engine
         read_with = reader if reader is not None else engine
+        self._turns = turns_for(self._engine, read_with)
+        if self._turns is not None:
+            read_with = self._turns.engine
+        self._writer = None if isinstance(read_with, Engine) else read_with
         self._reader = (
             None
-            if isinstance(read_with, Engine)
-            else read_with.execution_options(**{READ_ONLY_OPTION: True})
+            if self._writer is None
+            else self._writer.execution_options(**{READ_ONLY_OPTION: True})
         )
-        self._writer = None if isinstance(read_with, Engine) else read_with
         self._schema, self._prefix = schema, prefix
         self.tables = Tables(Naming.of(self._engine.dialect.name, schema, prefix))
         self.log = Log(self.tables, self._engine.dialect)
@@ -153,30 +150,32 @@ class Coordinator:
         self._apps: weakref.WeakSet[RealtimeApp] = weakref.WeakSet()
         self._dispatchers: weakref.WeakSet[Dispatcher] = weakref.WeakSet()
         self._observers: list[Observer] = []
-        self._rollback_hooks: list[Callable[[tuple[str, ...]], Any]] = []
-        self._rollbacks = 0
+        self._handover = Handover(self._steps, self._observers)
         self._operations: Operations | None = None
         self._deliver = deliver
         self._relay_name = relay_name
+        self._relay: Relay | None = None
         self._drain_on_signals = drain_on_signals
         self._delivery: Delivery | None = None
         self._stack: contextlib.AsyncExitStack | None = None
         self._draining = False
         self._drain: asyncio.Task[None] | None = None
         self._attached: list[Engine] = []
+        forget_in_child(self)
         if tracing is not None:
             tracing.watch(self)  # which may refuse, and then nothing is attached
         self.attach(self._engine)
-        if self._writer is not None and self._writer.sync_engine is not self._engine:
-            self.attach(self._writer)  # for Operation.begin
+        if reader is not None and self._writer is not None and reader is not engine:
+            self.attach(reader)  # for Operation.begin
 
     # --- engines --------------------------------------------------------------------------
 
     def attach(self, engine: AsyncEngine | Engine) -> None:
         """Attach another engine of the same database, such as a sync one for worker threads."""
         sync = engine if isinstance(engine, Engine) else engine.sync_engine
+        turns_for(self._engine, sync)  # which may refuse
         log = self.log if sync is self._engine else Log(self.tables, sync.dialect)
-        attach(sync, Attachment(log, self, self.settings.max_event_bytes, self._tracing))
+        attach(sync, Attachment(log, self._handover, self.settings.max_event_bytes, self._tracing))
         self._attached.append(sync)
 
     @property
@@ -186,6 +185,8 @@ class Coordinator:
 
     def detach(self) -> None:
         """Let go of the engines; emits on them are refused from now on."""
+        if self._turns is not None:
+            self._turns.detach()
         while self._attached:
             detach(self._attached.pop())
 
@@ -197,17 +198,22 @@ class Coordinator:
             raise NotRunning(
                 "delivery needs an async engine: Coordinator(engine, reader=create_async_engine(…))"
             )
+        if self._handover.loop_closed:  # and it was not left
+            self._abandon()
         if self._delivery is not None:
-            raise NotRunning("the coordinator is running already")
+            raise NotRunning("the coordinator is running already; leave it where it was entered")
         async with contextlib.AsyncExitStack() as stack:
             delivery = Delivery(
-                self._reader, self.log, self.settings, self._notifier, self._steps, self._tracing
-            )
+                self._reader, self.log, self.settings, self._notifier, self._steps, self._tracing,
+                self._turns,
+            )  # fmt: skip
             with schema_there():
                 await delivery.poll()
                 await check_visible(self._reader, self.tables)
+            await check_primary(self._engine, self.log)
             await delivery.open()
             stack.push_async_callback(delivery.close)
+            stack.callback(self._handover.close)
             operations = await self._open_operations(delivery)
             if operations is not None:
                 stack.push_async_callback(operations.close)
@@ -220,25 +226,15 @@ class Coordinator:
             if self.settings.retention.every_s > 0:
                 loops.append(self._trimmer().run())
             if self._deliver is not None:
-                relay = Relay(
-                    self._writer,
-                    self.log,
-                    self._deliver,
-                    name=self._relay_name,
-                    lease_s=self.settings.relay_lease_s,
-                    poll_interval_s=self.settings.poll_interval_s,
-                    page_events=self.settings.page_events,
-                    steps=self._steps,
-                    tracing=self._tracing,
-                )
-                await relay.open()
+                relay = await self._open_relay(self._deliver, self._writer)
                 delivery.on_events = relay.hint
                 delivery.on_committed = relay.committed
                 loops.append(relay.run())
-            await stack.enter_async_context(_running(loops))
+            await stack.enter_async_context(_running(loops, self._turns))
             if self._drain_on_signals:
                 stack.enter_context(on_signals(self.begin_drain))
             self._draining = False
+            self._handover.open(delivery)
             self._delivery = delivery
             self._operations = operations
             self._prover = prover
@@ -252,14 +248,41 @@ class Coordinator:
         traceback: TracebackType | None,
     ) -> None:
         """Stop delivery: clients are closed, loops end. `emit` goes on working."""
+        if self._handover.loop_closed:
+            self._abandon()
+        elif self._stack is not None:
+            self._handover.check_loop()
         stack, self._stack = self._stack, None
         if stack is not None:
             self._draining = True
             if self._drain is not None:
                 self._drain.cancel()
                 self._drain = None
-            self._delivery = self._operations = self._prover = None
+            self._delivery = self._operations = self._prover = self._relay = None
             await stack.aclose()
+
+    async def _open_relay(self, deliver: Callable[..., Any], engine: AsyncEngine) -> Relay:
+        settings = self.settings
+        self._relay = Relay(
+            engine, self.log, deliver, name=self._relay_name, lease_s=settings.relay_lease_s,
+            limit_s=settings.deliver_limit_s, poll_interval_s=settings.poll_interval_s,
+            page_events=settings.page_events, steps=self._steps, tracing=self._tracing,
+        )  # fmt: skip
+        await self._relay.open()
+        return self._relay
+
+    def _abandon(self) -> None:
+        """Forget what ran in an event loop that is closed, or in the process that forked this one.
+
+        Nothing of it can be ended any more; what it left open the reaper finds.
+        """
+        if self._operations is not None:
+            self._operations.node.abandon()
+        self._handover.close()
+        self._stack = self._drain = None
+        self._delivery = self._operations = self._prover = self._relay = None
+
+    forked = _abandon
 
     def _make_prover(self, delivery: Delivery, *, with_operations: bool) -> Prover:
         def keep(proven: Invariants) -> None:
@@ -272,7 +295,7 @@ class Coordinator:
 
     async def _open_operations(self, delivery: Delivery) -> Operations | None:
         engine = self._writer
-        if engine is None or is_in_memory(engine.sync_engine):
+        if engine is None or shares_connection(engine.sync_engine):
             return None
         make = self._sessions
         if make is None:
@@ -455,12 +478,12 @@ class Coordinator:
         For plain sessions and connections, whose rollback is told to nobody; an operation's has
         `Operation.on_rollback`. Called in the thread that rolls back; it must not block.
         """
-        self._rollback_hooks.append(hook)
+        self._handover.rollback_hooks.append(hook)
 
     @property
     def rollbacks(self) -> int:
         """How many transactions that had emitted were rolled back since the coordinator was made."""
-        return self._rollbacks
+        return self._handover.rollbacks
 
     # --- reading --------------------------------------------------------------------------
 
@@ -488,11 +511,9 @@ class Coordinator:
             InvalidEvent: the stream's name or the position is not one.
             NotRunning: the coordinator is not entered.
         """
-        if self._delivery is None:
-            raise NotRunning(
-                "the coordinator is not running: enter it (async with coordinator, or its "
-                "lifespan) before subscribing"
-            )
+        self._handover.check_loop()
+        if self._delivery is None:  # pragma: no cover - it is open as long as the handover
+            raise NotRunning("the coordinator is not running")
         return Subscription(
             self._delivery,
             check_stream(stream),
@@ -551,9 +572,10 @@ class Coordinator:
         age_s = None if self._delivery is None else self._delivery.last_read_age_s
         fresh_s = max(3 * self.settings.poll_interval_s, 3.0)
         return {
-            "running": self._delivery is not None,
+            "running": self._delivery is not None and not self._handover.loop_closed,
             "accepting": self.accepting,
             "database": age_s is not None and age_s < fresh_s,
+            **({} if self._relay is None else {"deliver": not self._relay.stuck}),
         }
 
     @property
@@ -582,10 +604,11 @@ class Coordinator:
         return {
             "subscriptions": 0 if delivery is None else delivery.count_readers(),
             "operations_open": 0 if operations is None else len(operations.live),
+            "deliver_overdue": 0 if self._relay is None else len(self._relay.overdue),
             "events_committed": steps.events_committed,
             "events_handed_over": steps.events_handed_over,
             "frames_written": steps.frames_written,
-            "rollbacks": self._rollbacks,
+            "rollbacks": self._handover.rollbacks,
         }
 
     def health_report(self) -> dict[str, Any]:
@@ -657,41 +680,15 @@ class Coordinator:
             raise NotRunning("trimming needs an async engine: Coordinator(engine, reader=…)")
         return Trimmer(self._writer, self.tables, self.settings.retention)
 
-    # --- what emit tells (WriteObserver) --------------------------------------------------
-
-    def written(self, written: Written) -> None:
-        """Called by the commit hook; not for applications."""
-        delivery = self._delivery
-        if delivery is not None:
-            delivery.written(written)
-
-    def committed(self, written: Written) -> None:
-        """Called by the commit hook; not for applications."""
-        self._steps.committed(written.events)
-        delivery = self._delivery
-        if delivery is not None:
-            delivery.committed(written)
-
-    def rolled_back(self, streams: tuple[str, ...]) -> None:
-        """Called by the rollback hook; not for applications."""
-        self._rollbacks += 1
-        notify(
-            self._observers,
-            CoordinationEvent(CoordinationEventType.TRANSACTION_ROLLED_BACK, streams=streams),
-        )
-        for hook in self._rollback_hooks:
-            try:
-                hook(streams)
-            except Exception:
-                _logger.exception("commitcast: %r, called on a rollback, raised", hook)
-
 
 @contextlib.asynccontextmanager
-async def _running(loops: list[Any]) -> AsyncIterator[None]:
+async def _running(loops: list[Any], turns: Turns | None) -> AsyncIterator[None]:
     tasks = [asyncio.create_task(loop) for loop in loops]
     try:
         yield
     finally:
+        if turns is not None:
+            await turns.still()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -3,10 +3,6 @@
 After a commit its events go to the feeds from memory, and hints go to the other nodes. What is
 not in memory (another node's commit, a commit whose end nobody saw, a gap) is read from the
 log: on a hint, and at the latest on the next poll.
-
-SQLAlchemy says that a session's COMMIT has returned; of a Core connection, a cancelled commit
-or a thread it says nothing. Such commits are looked at until their transaction is over, and
-then the log is read, which alone knows whether they committed.
 """
 
 from __future__ import annotations
@@ -15,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import random
-import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -31,18 +26,17 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from commitcast.event import CommittedEvent
-    from commitcast.log import Head, Log, Page, Written
+    from commitcast.log import Head, Log, Page
     from commitcast.notifier import Notifier
     from commitcast.settings import Settings
     from commitcast.steps import Steps
     from commitcast.subscription import Subscription
     from commitcast.telemetry import Tracing
+    from commitcast.turns import Turns
 
     _States = dict[str, tuple[Feed, tuple[str | None, int]]]
 
 _logger = logging.getLogger("commitcast")
-_LOOK_FIRST_S: Final = 0.01
-_LOOK_LAST_S: Final = 0.05
 _HEADS_AT_ONCE: Final = 500
 _NO_STATE: Final = (None, 0)
 
@@ -58,8 +52,10 @@ class Delivery:
         notifier: Notifier,
         steps: Steps,
         tracing: Tracing | None = None,
+        turns: Turns | None = None,
     ) -> None:
         self.log = log
+        self._turns = turns
         self._steps = steps
         self._tracing = tracing
         self._engine = engine
@@ -73,11 +69,7 @@ class Delivery:
         self._looking_up = False
         self._connections = asyncio.Semaphore(settings.read_connections)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._unresolved: dict[Written, None] = {}
-        self._looking: asyncio.TimerHandle | None = None
-        self._look_s = _LOOK_FIRST_S
         self._loop = asyncio.get_running_loop()
-        self._thread = threading.get_ident()
         self._last_read: float | None = None
         self._erasures = Erasures(log.tables)
         self._open = False
@@ -125,11 +117,11 @@ class Delivery:
     async def close(self) -> None:
         """Close every subscription and stop."""
         self._open = False
-        if self._looking is not None:
-            self._looking.cancel()
         await self._notifier.close()
         for subscription in self.subscriptions():
             subscription.close("the node stops")
+        if self._turns is not None:
+            await self._turns.still()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -245,36 +237,10 @@ class Delivery:
 
     # --- commits of this node -------------------------------------------------------------
 
-    def written(self, written: Written) -> None:
-        """Our statement ran; see `committed`, or look when the transaction is over."""
-        self._in_loop(self._look_for, written)
-
-    def committed(self, written: Written) -> None:
-        """COMMIT returned: hand the events over, from memory."""
-        self._in_loop(self._publish, written)
-
-    def _in_loop(self, function: Callable[[Any], None], argument: Any) -> None:
-        if not self._open:
-            return
-        if threading.get_ident() == self._thread:
-            function(argument)
-        else:
-            # a loop that is gone has no readers, and a commit must not fail for it
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(function, argument)
-
-    def _look_for(self, written: Written) -> None:
-        self._unresolved[written] = None
-        if self._looking is None:
-            self._look_s = _LOOK_FIRST_S
-            self._looking = self._loop.call_later(self._look_s, self._look)
-
-    def _publish(self, written: Written) -> None:
-        self._unresolved.pop(written, None)
-        self.publish(written.events)
-
     def publish(self, events: Sequence[CommittedEvent]) -> None:
         """Hand committed events over, from memory, and hint other nodes; in the event loop."""
+        if not self._open:
+            return
         self._steps.handed_over(events)
         if self.on_committed is not None:
             self.on_committed(events)
@@ -308,18 +274,6 @@ class Delivery:
         """Streams may have events that nobody handed over: read them from the log."""
         self._hinted(names)
         self._notifier.hint(names)
-
-    def _look(self) -> None:
-        self._looking = None
-        over = [w for w in self._unresolved if w.has_ended()]
-        for written in over:
-            del self._unresolved[written]
-            if written.span is not None:  # a commit whose end nobody saw
-                written.span.end()
-            self.changed({e.stream for e in written.events})
-        if self._unresolved and self._open:
-            self._look_s = min(self._look_s * 1.5, _LOOK_LAST_S)
-            self._looking = self._loop.call_later(self._look_s, self._look)
 
     # --- hints ----------------------------------------------------------------------------
 
@@ -375,15 +329,23 @@ class Delivery:
             if not self._open or (unless is not None and unless()):
                 raise SubscriptionClosed("", None, "closed while the log was read")
             try:
-                async with self.reading() as conn:
-                    result = await read(conn)
+                if self._turns is None:
+                    result = await self._once(read)
+                else:
+                    result = await self._turns.outlast(self._once(read))
             except Exception as error:  # noqa: BLE001 - drivers raise errors of their own on connect
+                if self._turns is not None:
+                    self._turns.check()  # the same task would be asked again for ever
                 _logger.warning("commitcast: reading the log again: %s", type(error).__name__)
                 await asyncio.sleep(random.uniform(pause_s / 2, pause_s))
                 pause_s = min(pause_s * 2, 5.0)
             else:
                 self._last_read = time.monotonic()
                 return result
+
+    async def _once(self, read: Callable[[Any], Awaitable[_T]]) -> _T:
+        async with self.reading() as conn:
+            return await read(conn)
 
     def _spawn(self, work: Any) -> None:
         task = self._loop.create_task(work)

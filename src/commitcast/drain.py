@@ -40,7 +40,8 @@ def on_signals(begin: Callable[[], None]) -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in _SIGNALS}
 
     def handle(number: int, frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(begin)
+        with contextlib.suppress(RuntimeError):  # the loop is closed, the coordinator was not left
+            loop.call_soon_threadsafe(begin)
         previous = before[signal.Signals(number)]
         if callable(previous):
             previous(number, frame)

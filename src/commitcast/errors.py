@@ -60,6 +60,10 @@ class LogError(CommitcastError):
     """The log did not do what it was asked; the transaction must be rolled back."""
 
 
+class StandbyRefused(EmitRefused):
+    """The engine, or ``reader=``, is connected to a standby; Commitcast needs the primary."""
+
+
 class SchemaMissing(CommitcastError):
     """Commitcast's tables are not in the database, or are of another version."""
 

@@ -17,7 +17,7 @@ import orjson
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from commitcast import statements
-from commitcast.errors import EmitRefused, IsolationRefused, LogError, OperationLost
+from commitcast.errors import EmitRefused, IsolationRefused, LogError, OperationLost, StandbyRefused
 from commitcast.event import NEW_EPOCH, CommittedEvent, EncodedEvent, Position
 from commitcast.notification import Failure
 from commitcast.prepared import Prepared
@@ -263,9 +263,15 @@ class Log:
         known = conn.info.get(_CLUSTER)
         if known is None:
             try:
-                known = conn.info[_CLUSTER] = str(conn.execute(self._cluster).scalar_one())
+                standby, cluster = conn.execute(self._cluster).one()
             except DBAPIError as error:
                 raise _explained(error) from error
+            if standby:
+                raise StandbyRefused(
+                    f"{conn.engine.url!r} is a standby (pg_is_in_recovery), which is behind and "
+                    "cannot be written: give the primary, as engine and as reader="
+                )
+            known = conn.info[_CLUSTER] = str(cluster)
         return str(known)
 
     def _insert_sqlite(

@@ -32,6 +32,7 @@ from sqlalchemy import false, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from commitcast.clock import DatabaseClock
+from commitcast.forked import forget_in_child
 
 fcntl: Any
 try:
@@ -147,6 +148,12 @@ class FileLocks:
     def __init__(self, url: URL) -> None:
         self._stem = Path(url.database or "commitcast").absolute()
         self._held: dict[str, int] = {}
+        forget_in_child(self)
+
+    def forked(self) -> None:
+        """The locks are the parent's: a child that kept them would outlive it as its node."""
+        while self._held:
+            os.close(self._held.popitem()[1])
 
     def _path(self, node: str) -> Path:
         return self._stem.with_name(f"{self._stem.name}-node-{node}")
@@ -309,6 +316,11 @@ class Node:
             # The statement waited, perhaps for an outage to end in which nobody could heartbeat.
             raise TimeoutError(f"too late to declare node {other.id} dead; rolled back")
         return declared
+
+    def abandon(self) -> None:
+        """Without a word to the database, for which there is no event loop: it is dead to others."""
+        if self._locks is not None:
+            self._locks.forked()
 
     async def leave(self) -> None:
         """Declare itself dead, so that nobody waits for its lease."""

@@ -6,31 +6,32 @@ Promises, for all nodes that share a database and a relay name:
   stream's order; an event id that was seen before is a repetition (after a crash or a failure).
 - One node at a time hands over, under a lease in the database; when it dies, another goes on
   from what the database says was delivered, within the lease.
-- An event that ``deliver`` raises on is tried again, with growing pauses, and holds up its own
-  stream only.
+- An event that ``deliver`` raises on, or does not return from within ``deliver_limit_s``, is tried
+  again, with growing pauses, and holds up its own stream only. A call that does not heed its
+  cancellation keeps its stream; where none of them returns, another node may take over.
+- A function that is not async is called in the event loop, and must not block.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
 import logging
-import random
 import time
-import uuid
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import func, literal, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import func, literal, select
 
+from commitcast.lease import Lease, insert_into
+from commitcast.score import LayerPair
 from commitcast.sqlite import READ_ONLY_OPTION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
     from commitcast.event import CommittedEvent
     from commitcast.log import Log
@@ -42,12 +43,30 @@ _STREAMS_AT_ONCE: Final = 16
 _UNDELIVERED_AT_ONCE: Final = 1000
 _TURN_S: Final = 0.25
 """How long a stream with a backlog is delivered before others are looked for."""
+_SLOW_S: Final = 0.5
+"""How long others wait for a call of ``deliver``; then it goes on beside them."""
+_BUSY_AT_ONCE: Final = 256
+_GRACE_S: Final = 2.0
+_STOP_WITHIN_S: Final = 5.0
 _MAX_TIMED: Final = 10_000
 """Most events whose COMMIT is remembered until they are delivered; the oldest go untimed."""
 
 
 class _LeaseLost(Exception):
     """Another node delivers now."""
+
+
+class _Place:
+    """One of those that streams are delivered at; a slow one gives it back before it is done."""
+
+    def __init__(self, places: asyncio.Semaphore) -> None:
+        self._places: asyncio.Semaphore | None = places
+
+    def give(self) -> None:
+        """Give it back, once."""
+        places, self._places = self._places, None
+        if places is not None:
+            places.release()
 
 
 class Relay:
@@ -61,11 +80,13 @@ class Relay:
         *,
         name: str = "default",
         lease_s: float,
+        limit_s: float,
         poll_interval_s: float,
         page_events: int,
         steps: Steps,
         tracing: Tracing | None = None,
     ) -> None:
+        self._hinted = asyncio.Event()
         self._engine = engine
         self._tracing = tracing
         self._reader = engine.execution_options(**{READ_ONLY_OPTION: True})
@@ -73,12 +94,16 @@ class Relay:
         self._tables = log.tables
         self._deliver = deliver
         self._name = name
-        self._lease_s = lease_s
+        self._lease = Lease(engine, log.tables, name=name, lease_s=lease_s, taken=self._hinted.set)
+        self._limit_s = limit_s
         self._poll_interval_s = poll_interval_s
         self._page_events = page_events
-        self._owner = uuid.uuid4().hex
-        self._owned_until = 0.0
-        self._hinted = asyncio.Event()
+        self._places = asyncio.Semaphore(_STREAMS_AT_ONCE)
+        self._busy: dict[str, asyncio.Task[None]] = {}
+        self._error: BaseException | None = None
+        self._returned = time.monotonic()
+        self.overdue: set[str] = set()
+        """Streams whose last call of ``deliver`` was not done at its deadline."""
         self._retry_at: dict[str, tuple[float, float]] = {}
         self._turn = 0
         """The stream's id after which the next look begins; 0 is the first."""
@@ -91,7 +116,7 @@ class Relay:
 
     def committed(self, events: Sequence[CommittedEvent]) -> None:
         """Keep when COMMIT returned, for what this node is to deliver: the log does not have it."""
-        if not self._steps.health.full or not self._owns():
+        if not self._steps.health.full or not self._lease.is_ours:
             return
         for event in events:
             if event.committed_at is not None:
@@ -101,21 +126,27 @@ class Relay:
 
     async def open(self) -> None:
         """Enter the relay in the database: what is committed from now on is its own."""
-        await self._renew_once()
+        await self._lease.renew()
 
     async def run(self) -> None:
         """Deliver, for ever: drain, then wait for a hint or the poll."""
-        renewing = asyncio.create_task(self._renew())
+        renewing = asyncio.create_task(self._lease.run())
         try:
             while True:
                 self._hinted.clear()
                 try:
-                    if self._owns():
+                    if self.stuck and self._lease.is_ours:
+                        _logger.error(
+                            "commitcast: no call of deliver returns; another node may try"
+                        )
+                        await self._lease.give_up()
+                    if self._lease.is_ours:
                         await self._drain()
                     else:
                         self._retry_at.clear()
+                        self._cancel()
                 except _LeaseLost:
-                    self._owned_until = 0.0
+                    self._lease.lose()
                 except Exception as error:  # noqa: BLE001 - drivers raise their own on connect
                     _logger.warning("commitcast: relay waits: %s", type(error).__name__)
                 try:
@@ -125,124 +156,55 @@ class Relay:
                     pass
         finally:
             renewing.cancel()
-            await asyncio.gather(renewing, return_exceptions=True)
-            await self._release()
+            self._cancel()
+            await asyncio.wait({renewing, *self._busy.values()}, timeout=_STOP_WITHIN_S)
+            await self._lease.release()
 
-    def _owns(self) -> bool:
-        return time.monotonic() < self._owned_until
+    @property
+    def stuck(self) -> bool:
+        """Whether as many calls as may be under way are past their deadline, and none returns."""
+        late = time.monotonic() - self._returned > self._limit_s + _GRACE_S
+        return len(self._busy) >= _BUSY_AT_ONCE and late
+
+    def _cancel(self) -> None:
+        for task in self._busy.values():
+            task.cancel()
 
     def _pause_s(self) -> float:
         due = min((at for at, _ in self._retry_at.values()), default=float("inf"))
         return max(0.01, min(self._poll_interval_s, due - time.monotonic()))
 
-    # --- the lease ------------------------------------------------------------------------
-
-    async def _renew(self) -> None:
-        while True:
-            try:
-                await self._renew_once()
-            except Exception as error:  # noqa: BLE001 - drivers raise their own on connect
-                _logger.warning("commitcast: relay lease: %s", type(error).__name__)
-            await asyncio.sleep(self._lease_s / 4 * random.uniform(0.9, 1.1))
-
-    async def _renew_once(self) -> None:
-        asked = time.monotonic()
-        if await self._acquire():
-            if not self._owns():
-                self._hinted.set()
-            self._owned_until = asked + self._lease_s * 0.8
-        else:
-            self._owned_until = 0.0
-
-    async def _acquire(self) -> bool:
-        relays = self._tables.relays
-        async with self._engine.begin() as conn:
-            now, until = await self._clock(conn)
-            insert = self._insert(conn, relays).values(
-                name=self._name, owner=self._owner, leased_until=until
-            )
-            # not rowcount, which drivers keep for UPDATE and DELETE only
-            first = insert.on_conflict_do_nothing().returning(relays.c.name)
-            if await conn.scalar(first) is not None:
-                await self._start_from_here(conn)
-                return True
-            taken = await conn.execute(
-                update(relays)
-                .where(
-                    relays.c.name == self._name,
-                    or_(
-                        relays.c.owner == self._owner,
-                        relays.c.owner.is_(None),
-                        relays.c.leased_until < now,
-                    ),
-                )
-                .values(owner=self._owner, leased_until=until)
-            )
-            return bool(taken.rowcount == 1)
-
-    async def _release(self) -> None:
-        relays = self._tables.relays
-        try:
-            async with asyncio.timeout(2), self._engine.begin() as conn:
-                await conn.execute(
-                    update(relays)
-                    .where(relays.c.name == self._name, relays.c.owner == self._owner)
-                    .values(owner=None)
-                )
-        except Exception as error:  # noqa: BLE001 - drivers raise their own on connect
-            _logger.info("commitcast: relay lease runs out by itself: %s", type(error).__name__)
-
-    async def _start_from_here(self, conn: AsyncConnection) -> None:
-        """A new relay begins with what is committed after it: the past was never its own."""
-        streams, deliveries = self._tables.streams, self._tables.deliveries
-        await conn.execute(
-            deliveries.insert().from_select(
-                ["relay", "stream_id", "delivered"],
-                select(literal(self._name), streams.c.id, streams.c.head),
-            )
-        )
-
-    async def _clock(self, conn: AsyncConnection) -> tuple[Any, Any]:
-        lease = timedelta(seconds=self._lease_s)
-        if conn.dialect.name == "sqlite":  # one machine, one clock
-            now = datetime.now(UTC)
-            return now.isoformat(), (now + lease).isoformat()
-        moment = (await conn.execute(select(func.clock_timestamp()))).scalar_one()
-        return moment, moment + lease
-
-    @staticmethod
-    def _insert(conn: AsyncConnection, table: Any) -> Any:
-        dialect: Any = sqlite if conn.dialect.name == "sqlite" else postgresql
-        return dialect.insert(table)
-
     # --- delivering -----------------------------------------------------------------------
 
     async def _drain(self) -> None:
-        while True:
-            due = await self._due()
-            if not due:
+        while due := await self._due():
+            begun = set()
+            for found in due:
+                if len(self._busy) >= _BUSY_AT_ONCE:
+                    break
+                await self._places.acquire()
+                task = asyncio.create_task(
+                    self._deliver_stream(
+                        found.id, found.name, found.delivered, _Place(self._places)
+                    )
+                )
+                self._busy[found.name] = task
+                task.add_done_callback(functools.partial(self._done, found.name))
+                begun.add(task)
+            if not begun:
                 return
-            queue = iter(due)
+            # What takes longer goes on beside the others, and says when it has returned.
+            await asyncio.wait(begun, timeout=_SLOW_S)
+            error, self._error = self._error, None
+            if error is not None:
+                raise error
 
-            async def worker(queue: Any = queue) -> None:
-                for found in queue:
-                    await self._deliver_stream(found.id, found.name, found.delivered)
-
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._guarded(worker)) for _ in range(_STREAMS_AT_ONCE)]
-            for task in tasks:
-                error = task.result()
-                if error is not None:
-                    raise error
-
-    @staticmethod
-    async def _guarded(worker: Callable[[], Any]) -> Exception | None:
-        """What `worker` raised: in a group it would come out as an ExceptionGroup."""
-        try:
-            await worker()
-        except Exception as error:  # noqa: BLE001 - the loop decides
-            return error
-        return None
+    def _done(self, stream: str, task: asyncio.Task[None]) -> None:
+        del self._busy[stream]
+        self._returned = time.monotonic()
+        self._hinted.set()
+        if not task.cancelled() and task.exception() is not None:
+            self._error = task.exception()
 
     async def _due(self) -> list[Any]:
         """Streams to deliver now, a page at most; each call goes on after the last one's.
@@ -257,7 +219,11 @@ class Relay:
             full = len(page) == _UNDELIVERED_AT_ONCE
             self._turn = page[-1].id if full else 0
             now = time.monotonic()
-            due = [f for f in page if self._retry_at.get(f.name, (0.0, 0.0))[0] <= now]
+            due = [
+                f
+                for f in page
+                if f.name not in self._busy and self._retry_at.get(f.name, (0.0, 0.0))[0] <= now
+            ]
             if due:
                 return due
             if seen is None:
@@ -288,7 +254,17 @@ class Relay:
             )
             return list(rows)
 
-    async def _deliver_stream(self, stream_id: int, stream: str, delivered: int) -> None:
+    async def _deliver_stream(
+        self, stream_id: int, stream: str, delivered: int, place: _Place
+    ) -> None:
+        try:
+            await self._deliver_turn(stream_id, stream, delivered, place)
+        finally:
+            place.give()
+
+    async def _deliver_turn(
+        self, stream_id: int, stream: str, delivered: int, place: _Place
+    ) -> None:
         """Deliver one page, or of a backlog as many as fit in a turn, so that others have theirs.
 
         A new turn begins with a look at all streams, which takes too long to have for each page.
@@ -312,9 +288,9 @@ class Relay:
             reached = delivered
             try:
                 for event in page.events:
-                    if not self._owns():
+                    if not self._lease.is_ours:
                         raise _LeaseLost
-                    if not await self._hand_over(event):
+                    if not await self._hand_over(event, place):
                         break
                     reached = event.offset
             finally:
@@ -325,25 +301,48 @@ class Relay:
                 return
             delivered = reached
 
-    async def _hand_over(self, event: CommittedEvent) -> bool:
+    async def _hand_over(self, event: CommittedEvent, place: _Place) -> bool:
+        slow = asyncio.get_running_loop().call_later(_SLOW_S, place.give)
+        limit = asyncio.timeout(self._limit_s)
         try:
             with self._traced(event):
+                began = time.monotonic()
                 result = self._deliver(event)
+                if time.monotonic() - began > _SLOW_S:
+                    _logger.warning(
+                        "commitcast: deliver held the event loop for %.1f s; a function that "
+                        "blocks must be async and use asyncio.to_thread",
+                        time.monotonic() - began,
+                    )
                 if inspect.isawaitable(result):
-                    await result
+                    async with limit:
+                        await result
         except Exception as error:  # noqa: BLE001 - whatever the team's callable raises
             pause_s = min(max(self._retry_at.get(event.stream, (0, 0.05))[1] * 2, 0.1), 30.0)
             self._retry_at[event.stream] = (time.monotonic() + pause_s, pause_s)
+            if limit.expired():
+                self._past_deadline(event)
             _logger.warning(
                 "commitcast: deliver raised %s for event %s of %s; again in %.1f s",
                 type(error).__name__, event.id, event.stream, pause_s,
             )  # fmt: skip
             return False
+        finally:
+            slow.cancel()
         self._retry_at.pop(event.stream, None)
+        self.overdue.discard(event.stream)
         committed_at = self._committed_at.pop((event.epoch, event.offset), None)
         if committed_at is not None:
             self._steps.delivered(event, committed_at)
         return True
+
+    def _past_deadline(self, event: CommittedEvent) -> None:
+        self.overdue.add(event.stream)
+        with contextlib.suppress(Exception):  # a monitor of the team's own
+            self._steps.health.track_coordination_event(
+                "deliver.deadline", LayerPair.DATABASE_SOCKET, None,
+                detail=f"deliver did not return within {self._limit_s:g} s",
+            )  # fmt: skip
 
     @contextlib.contextmanager
     def _traced(self, event: CommittedEvent) -> Iterator[None]:
@@ -383,9 +382,9 @@ class Relay:
                     select(relays.c.owner).where(relays.c.name == self._name).with_for_update()
                 )
             ).scalar()
-            if owner != self._owner:
+            if owner != self._lease.owner:
                 raise _LeaseLost
-            insert = self._insert(conn, deliveries).from_select(
+            insert = insert_into(conn, deliveries).from_select(
                 ["relay", "stream_id", "delivered"],
                 select(literal(self._name), streams.c.id, literal(delivered)).where(
                     streams.c.id == stream_id

@@ -64,6 +64,8 @@ class Settings:
     """Time over which clients are closed when the node stops."""
     relay_lease_s: float = 10.0
     """How long a node that died keeps others from delivering to ``deliver``."""
+    deliver_limit_s: float = 30.0
+    """How long one call of an async ``deliver`` may take; then it is cancelled and tried again."""
     lease_s: float = 10.0
     """How long a node may be silent before others declare it dead and settle its operations."""
     operation_deadline_s: float = 300.0
@@ -91,7 +93,8 @@ class Settings:
             "stream_buffer_bytes", "node_buffer_bytes", "buffer_age_s", "chunk_bytes",
             "write_deadline_s", "keep_alive_s", "retry_ms", "max_connections",
             "max_connections_per_user", "max_operations_per_user",
-            "max_operations_per_user_per_minute", "relay_lease_s", "lease_s", "operation_deadline_s",
+            "max_operations_per_user_per_minute", "relay_lease_s", "deliver_limit_s", "lease_s",
+            "operation_deadline_s",
             "commit_limit_s", "settle_wait_s", "invariants_stale_s", "health_check_every_s",
         ):  # fmt: skip
             if not getattr(self, name) > 0:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from sqlalchemy.pool import ConnectionPoolEntry
 
 READ_ONLY_OPTION: Final = "commitcast_read_only"
+UNQUEUED_OPTION: Final = "commitcast_unqueued"
+"""Of who has waited for its turn already (`commitcast.turns`)."""
 _LOOK_EVERY_S: Final = 0.0005
 
 
@@ -117,6 +119,9 @@ def _queue_writers(engine: Engine, queue: _WriterQueue) -> None:
     def on_begin(conn: Connection) -> None:
         if conn.get_execution_options().get(READ_ONLY_OPTION):
             conn.exec_driver_sql("BEGIN")
+            return
+        if conn.get_execution_options().get(UNQUEUED_OPTION):
+            conn.exec_driver_sql("BEGIN IMMEDIATE")
             return
         queue.enter(conn)
         try:

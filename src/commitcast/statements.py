@@ -32,8 +32,12 @@ SEPARATOR: Final = "|"
 
 
 def cluster() -> Any:
-    """The cluster's identity, which a copy made by ``initdb`` and a restore has another of."""
-    return select(func.pg_control_system().table_valued("system_identifier").c.system_identifier)
+    """Whether the server follows another, and its cluster's identity; asked of each new connection.
+
+    A copy made by ``initdb`` and a restore has another identity.
+    """
+    system = func.pg_control_system().table_valued("system_identifier")
+    return select(func.pg_is_in_recovery(), system.c.system_identifier)
 
 
 def _constant(text: str) -> Any:

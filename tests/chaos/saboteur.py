@@ -14,6 +14,7 @@ from commitcast.chaos.workload import Writer
 from commitcast.chaos.workload import Written as Row
 from commitcast.delivery import Delivery
 from commitcast.event import CommittedEvent, EncodedEvent
+from commitcast.handover import Receiver
 from commitcast.log import Written
 from commitcast.node import Node
 from commitcast.notification import Failure, RollbackNotification
@@ -29,7 +30,7 @@ settle = Operations._try
 
 def send_before_commit() -> None:
     """G1: readers get what is about to be committed."""
-    Delivery.written = Delivery._publish
+    Receiver.look_for = Receiver.take
 
 
 def keep_what_was_rolled_back() -> None:
@@ -53,13 +54,13 @@ def hear_no_commit() -> None:
 
     async def no_poll(self: Delivery) -> None: ...
 
-    def not_heard(self: Delivery, written: Written) -> None: ...
+    def not_heard(self: Receiver, written: Written) -> None: ...
 
     def not_told(self: Delivery, events: Sequence[CommittedEvent]) -> None: ...
 
     Delivery.publish = not_told
-    Delivery.written = not_heard
-    Delivery.committed = not_heard
+    Receiver.look_for = not_heard
+    Receiver.take = not_heard
     Delivery.poll = no_poll
 
 

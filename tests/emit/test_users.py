@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from commitcast import Event, emit, user_of_stream, user_stream
-from commitcast import ConnectionRequest, ask_user
+from commitcast import ConnectionRequest, Event, ask_user, emit, user_of_stream, user_stream
 from commitcast.errors import InvalidEvent
 from commitcast.event import check_stream
 

@@ -12,7 +12,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
 from commitcast import CommittedEvent, CoordinationHealthMonitor, Event, LayerPair, emit
-from commitcast.delivery import Delivery
+from commitcast.handover import Receiver
 from commitcast.outcome import Outcomes
 from commitcast.subscription import Subscription
 
@@ -146,7 +146,7 @@ async def test_a_frame_is_late_by_the_clock_of_its_write(database: Database) -> 
 async def test_g1_events_handed_over_before_their_commit_are_broken(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Delivery, "written", Delivery._publish)
+    monkeypatch.setattr(Receiver, "look_for", Receiver.take)
     engine = database.engine()
     coordinator = database.coordinator(engine, **QUIET)
     async with coordinator:

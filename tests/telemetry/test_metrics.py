@@ -328,7 +328,7 @@ async def test_a_coordinator_that_is_made_again_is_observed_and_two_at_once_are_
     keep = [first] if kept else []
     del first
     again = Coordinator(engine, tracing=OpenTelemetry(meter_provider=provider))
-    again.rolled_back(("thread:7",))
+    again._handover.rolled_back(("thread:7",))
     assert observed(reader)["commitcast.rollbacks", ()] == (1, "")
     again.detach()
     assert len(keep) == kept

@@ -12,8 +12,12 @@ from urllib.parse import parse_qs, urlsplit
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping
 
+    from commitcast.event import Position
+
     Authenticate = Callable[["ConnectionRequest"], str | Awaitable[str | None] | None]
-    Authorize = Callable[[str, str], bool | Awaitable[bool]]
+    Authorize = Callable[..., bool | Awaitable[bool]]
+    """Takes ``(user, stream)`` or ``(user, stream, position)``."""
+    MayRead = Callable[[str, str, Position | None], bool | Awaitable[bool]]
     Operators = Callable[["ConnectionRequest"], bool | Awaitable[bool]]
 
 
@@ -81,11 +85,40 @@ async def ask_user(authenticate: Authenticate | None, request: ConnectionRequest
     return None if user is None or isinstance(user, bool) else str(user) or None
 
 
-async def ask_access(authorize: Authorize | None, user: str, stream: str) -> bool:
-    """Whether `user` may read `stream`: only if the callable answers exactly True."""
+def sees_position(authorize: Authorize | None) -> MayRead | None:
+    """`authorize` as it is called: a parameter named ``position`` is given, where it has one.
+
+    Looked up once, when the app is made. Raises `ValueError` where it does not take a user and
+    a stream.
+    """
     if authorize is None:
+        return None
+    given: dict[str, Any] = {}
+    try:
+        signature = inspect.signature(authorize)
+    except (TypeError, ValueError):  # some callables written in C have none
+        signature = None
+    if signature is not None:
+        if "position" in signature.parameters:
+            given["position"] = None
+        try:
+            signature.bind("user", "stream", **given)
+        except TypeError as error:
+            raise ValueError(
+                f"authorize must take (user, stream) or (user, stream, position), not {signature}"
+            ) from error
+    if given:
+        return lambda user, stream, position: authorize(user, stream, position=position)
+    return lambda user, stream, _position: authorize(user, stream)
+
+
+async def ask_access(
+    may_read: MayRead | None, user: str, stream: str, position: Position | None
+) -> bool:
+    """Whether `user` may read `stream` after `position`: only if the answer is exactly True."""
+    if may_read is None:
         return False
-    answer = authorize(user, stream)
+    answer = may_read(user, stream, position)
     return (await answer if inspect.isawaitable(answer) else answer) is True
 
 

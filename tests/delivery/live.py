@@ -227,4 +227,4 @@ async def serving(
             coordinator.begin_drain()
     assert not delivery._feeds, "a subscription outlived its client"
     assert delivery._memory.bytes == 0
-    assert not realtime._connections.total()
+    assert not coordinator.connections, "a client has a place that nobody holds"

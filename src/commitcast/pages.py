@@ -50,5 +50,5 @@ def last_of_page(tables: Tables, after: Any, *, postgresql: bool) -> Any:
         walk,
         and_(events.c.stream_id == walk.c.stream_id, events.c.offset == walk.c.offset + 1),
     )
-    walk = walk.union_all(following.where(total <= max_bytes, events.c.offset <= after + limit))
+    walk = walk.union_all(following.where(total <= max_bytes, walk.c.offset < after + limit))
     return select(func.max(walk.c.offset)).scalar_subquery()

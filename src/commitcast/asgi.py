@@ -6,17 +6,22 @@ readable, without ``operators`` nobody is an operator. Errors are problem detail
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
+import asyncio
+import contextlib
+import math
 from typing import TYPE_CHECKING, Any, Final
 
+from commitcast.access import Access, log_unanswered
+from commitcast.admission import DRAINING, Refusal
 from commitcast.answers import answer, json, nothing, problem
-from commitcast.auth import ask_access, ask_operator, ask_user, refusal, refusal_headers
-from commitcast.errors import InvalidEvent, SubscriptionClosed
+from commitcast.auth import ask_operator, refusal, refusal_headers, sees_position
+from commitcast.errors import InvalidEvent, NotRunning, SubscriptionClosed
 from commitcast.event import Position, check_stream
 from commitcast.origin import Origins
 from commitcast.protocols import sse
+from commitcast.question import ClientLeft, NoAnswer, answer_to
 from commitcast.request import ConnectionRequest, excess
+from commitcast.subscription import AccessDenied
 
 if TYPE_CHECKING:
     from collections.abc import Collection, MutableMapping
@@ -28,7 +33,14 @@ if TYPE_CHECKING:
 
     Scope = MutableMapping[str, Any]
 
-_logger = logging.getLogger("commitcast")
+_ASKED_BY_MANY: Final = Refusal(503, "Try again later", "too many wait for an answer to this")
+_NO_ANSWER: Final = Refusal(
+    503, "Try again later", "it took too long to find out what you may read"
+)
+_NOT_ALLOWED: Final = (
+    "you may not read this stream, or not from this position; without a cursor you are asked for "
+    "what comes from now on alone"
+)
 _LOST: Final = Position("lost", 0)
 """Stands for a position that cannot be read; no stream has it, so it is not recovered."""
 _UNAUTHENTICATED: Final = 401
@@ -55,16 +67,10 @@ class RealtimeApp:
     ) -> None:
         self._coordinator = coordinator
         self._authenticate = authenticate
-        self._authorize = authorize
+        self._may_read = sees_position(authorize)
         self._origins = Origins(allowed_origins)
         self._operators = operators
-        self._connections: Counter[str] = Counter()
         self._exposition: Exposition | None = None
-
-    @property
-    def connections(self) -> int:
-        """How many clients are connected."""
-        return self._connections.total()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -92,7 +98,7 @@ class RealtimeApp:
         elif path == "/sse":
             await self._sse(request, receive, send)
         elif path in {"/health", "/metrics"}:
-            await self._for_operators(path, request, send)
+            await self._for_operators(path, request, receive, send)
         else:
             await problem(
                 send, 404, "Not found",
@@ -114,7 +120,9 @@ class RealtimeApp:
             headers=self._origins.headers(request),
         )  # fmt: skip
 
-    async def _for_operators(self, path: str, request: ConnectionRequest, send: Send) -> None:
+    async def _for_operators(
+        self, path: str, request: ConnectionRequest, receive: Receive, send: Send
+    ) -> None:
         if self._operators is None:
             await problem(
                 send, 403, "Not for everybody",
@@ -122,11 +130,25 @@ class RealtimeApp:
                 "request and returns True for an operator",
             )  # fmt: skip
             return
+        admission = self._coordinator.admission
+        if not admission.may_inquire:
+            await self._later(request, send, [], _ASKED_BY_MANY)
+            return
+        gone = asyncio.ensure_future(sse.client_left(receive))
         try:
-            allowed = await ask_operator(self._operators, request)
+            allowed = await answer_to(
+                ask_operator(self._operators, request),
+                limit_s=self._coordinator.settings.access_limit_s,
+                gone=gone,
+                hold=admission.hold_inquiry,
+            )
+        except ClientLeft:
+            return
         except Exception as error:  # noqa: BLE001 - whatever the team's callable raises
             await self._raised(request, send, [], "operators", error)
             return
+        finally:
+            gone.cancel()
         if not allowed:
             await problem(send, 403, "Not for everybody", "this is for operators")
         elif path == "/health":
@@ -150,15 +172,33 @@ class RealtimeApp:
         text, content_type = self._exposition.text(request.headers.get("accept", ""))
         await answer(send, 200, text, content_type.encode("latin-1"))
 
-    async def _sse(  # noqa: PLR0911 - one return for each reason to refuse
-        self, request: ConnectionRequest, receive: Receive, send: Send
-    ) -> None:
+    async def _sse(self, request: ConnectionRequest, receive: Receive, send: Send) -> None:
         if not self._origins.admit(request):
             await self._foreign(request, send)
             return
         cors = self._origins.headers(request)
+        coordinator = self._coordinator
+        place = coordinator.admission.enter() if coordinator.accepting else DRAINING
+        if isinstance(place, Refusal):
+            await self._later(request, send, cors, place)
+            return
+        gone = asyncio.ensure_future(sse.client_left(receive))
+        access = Access(
+            self._authenticate, self._may_read, request,
+            place=place, gone=gone, limit_s=coordinator.settings.access_limit_s,
+        )  # fmt: skip
         try:
-            user = await ask_user(self._authenticate, request)
+            await self._counted(access, send, cors)
+        except ClientLeft:
+            pass
+        finally:
+            gone.cancel()
+            place.leave()
+
+    async def _counted(self, access: Access, send: Send, cors: list[tuple[bytes, bytes]]) -> None:
+        request = access.request
+        try:
+            user = await access.user()
         except Exception as error:  # noqa: BLE001 - whatever the team's callable raises
             await self._raised(request, send, cors, "authenticate", error)
             return
@@ -168,83 +208,64 @@ class RealtimeApp:
                 headers=[(b"www-authenticate", b"Bearer"), *cors],
             )  # fmt: skip
             return
+        if (refused := access.place.take_for(user)) is not None:
+            await self._later(request, send, cors, refused)
+            return
         try:
             stream, after = _wanted(request)
         except InvalidEvent as error:
             await problem(send, 400, "Bad stream or cursor", str(error), headers=cors)
             return
         try:
-            allowed = await ask_access(self._authorize, user, stream)
-        except Exception as error:  # noqa: BLE001 - whatever the team's callable raises
-            await self._raised(request, send, cors, "authorize", error)
-            return
-        if not allowed:
-            await problem(
-                send, 403, "Stream not allowed", "you may not read this stream", headers=cors
-            )
-            return
-        settings = self._coordinator.settings
-        full = (
-            self.connections >= settings.max_connections
-            or self._connections[user] >= settings.max_connections_per_user
-        )
-        if full or not self._coordinator.accepting:
-            await self._later(request, send, cors)
-            return
-        if request.scope["method"] == "HEAD":
-            headers = [*sse.HEADERS, *cors]
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            await send({"type": "http.response.body", "body": b""})
-            return
-        self._connections[user] += 1
-        try:
-            await self._stream(request, receive, send, user, stream, after, cors)
-        finally:
-            self._connections[user] -= 1
-            if not self._connections[user]:
-                del self._connections[user]
+            await self._read(access, user, stream, after, send, cors)
+        except NotRunning:  # it was, when the client came
+            await self._later(request, send, cors, DRAINING)
 
-    async def _stream(
+    async def _read(
         self,
-        request: ConnectionRequest,
-        receive: Receive,
-        send: Send,
+        access: Access,
         user: str,
         stream: str,
         after: Position | str | None,
+        send: Send,
         cors: list[tuple[bytes, bytes]],
     ) -> None:
+        request, served = access.request, False
+
+        def position() -> Position | None:
+            place = subscription.reading_from
+            return None if place == _LOST else place  # nothing of the past will be sent
+
         async def may_read() -> bool:
-            try:
-                return await ask_access(self._authorize, user, stream)
-            except Exception as error:
-                if refusal(error) is not None:
-                    return False
-                # neither yes nor no: the client may come back with its position and ask again
-                _logger.exception("commitcast: authorize raised")
-                raise SubscriptionClosed(stream, None, "authorize raised") from error
+            ask = access.may_read_on if served else access.may_read
+            return await ask(user, stream, position())
 
         async def authorized() -> bool:
-            # the session behind the connection may have ended as well
-            try:
-                if await ask_user(self._authenticate, request) != user:
-                    return False
-            except Exception as error:
-                if refusal(error) is not None:
-                    return False
-                _logger.exception("commitcast: authenticate raised")
-                raise SubscriptionClosed(stream, None, "authenticate raised") from error
-            return await may_read()
+            return await access.still(user, stream, position())
 
         subscription = self._coordinator.subscribe(stream, after=after, authorize=may_read)
-        await sse.serve(
-            subscription,
-            receive,
-            send,
-            self._coordinator.settings,
-            authorized=authorized,
-            headers=cors,
-        )
+        with contextlib.closing(subscription):
+            try:
+                await subscription.enter()
+            except AccessDenied:
+                await problem(send, 403, "Stream not allowed", _NOT_ALLOWED, headers=cors)
+                return
+            except SubscriptionClosed:
+                await self._later(request, send, cors, DRAINING)
+                return
+            except Exception as error:  # noqa: BLE001 - whatever the team's callable raises
+                await self._raised(request, send, cors, "authorize", error)
+                return
+            if request.scope["method"] == "HEAD":
+                headers = [*sse.HEADERS, *cors]
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+                await send({"type": "http.response.body", "body": b""})
+                return
+            served = True
+            await sse.serve(
+                subscription, send, self._coordinator.settings,
+                place=access.place, gone=access.gone, authorized=authorized, headers=cors,
+            )  # fmt: skip
 
     async def _raised(
         self,
@@ -254,14 +275,19 @@ class RealtimeApp:
         name: str,
         error: Exception,
     ) -> None:
-        """The team's callable raised: no stream, and not a word of the exception's text."""
+        """The team's callable gave no answer: no stream, and not a word of why to the client."""
+        if isinstance(error, ClientLeft):
+            return
         if (status := refusal(error)) is not None:
             headers = [*refusal_headers(error), *cors]
             if status == _UNAUTHENTICATED and not any(n == b"www-authenticate" for n, _ in headers):
                 headers.append((b"www-authenticate", b"Bearer"))
             await problem(send, status, *_REFUSED[status], headers=headers)
             return
-        _logger.error("commitcast: %s raised", name, exc_info=error)
+        log_unanswered(name, error)
+        if isinstance(error, NoAnswer):
+            await self._later(request, send, cors, _NO_ANSWER)
+            return
         if _is_event_source(request):
             pause_ms = self._coordinator.settings.retry_ms * _BROKEN_PAUSE
             await sse.serve_later(send, pause_ms, cors)
@@ -271,16 +297,21 @@ class RealtimeApp:
         )
 
     async def _later(
-        self, request: ConnectionRequest, send: Send, cors: list[tuple[bytes, bytes]]
+        self,
+        request: ConnectionRequest,
+        send: Send,
+        cors: list[tuple[bytes, bytes]],
+        refused: Refusal,
     ) -> None:
         retry_ms = self._coordinator.settings.retry_ms
         if _is_event_source(request):
-            await sse.serve_later(send, retry_ms, cors)
+            pause_ms = max(retry_ms, math.ceil(refused.retry_after_s * 1000))
+            await sse.serve_later(send, pause_ms, cors)
             return
-        seconds = str(max(1, round(retry_ms * 2 / 1000))).encode()
+        seconds = max(1, round(retry_ms * 2 / 1000), math.ceil(refused.retry_after_s))
         await problem(
-            send, 503, "Try again later", "this node takes no more connections now",
-            headers=[(b"retry-after", seconds), *cors],
+            send, refused.status, refused.title, refused.detail,
+            headers=[(b"retry-after", str(seconds).encode()), *cors],
         )  # fmt: skip
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from commitcast.users import known_user
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from commitcast.event import Position
     from commitcast.request import ConnectionRequest
 
     Authenticate = Callable[["ConnectionRequest"], str | Awaitable[str | None] | None]
-    Authorize = Callable[[str, str], bool | Awaitable[bool]]
+    Authorize = Callable[..., bool | Awaitable[bool]]
+    """Takes ``(user, stream)`` or ``(user, stream, position)``."""
+    MayRead = Callable[[str, str, Position | None], bool | Awaitable[bool]]
     Operators = Callable[["ConnectionRequest"], bool | Awaitable[bool]]
 
 
@@ -34,11 +37,40 @@ async def ask_user(authenticate: Authenticate | None, request: ConnectionRequest
     return known_user(await answer if inspect.isawaitable(answer) else answer)
 
 
-async def ask_access(authorize: Authorize | None, user: str, stream: str) -> bool:
-    """Whether `user` may read `stream`: only if the callable answers exactly True."""
+def sees_position(authorize: Authorize | None) -> MayRead | None:
+    """`authorize` as it is called: a parameter named ``position`` is given, where it has one.
+
+    Looked up once, when the app is made. Raises `ValueError` where it does not take a user and
+    a stream.
+    """
     if authorize is None:
+        return None
+    given: dict[str, Any] = {}
+    try:
+        signature = inspect.signature(authorize)
+    except (TypeError, ValueError):  # some callables written in C have none
+        signature = None
+    if signature is not None:
+        if "position" in signature.parameters:
+            given["position"] = None
+        try:
+            signature.bind("user", "stream", **given)
+        except TypeError as error:
+            raise ValueError(
+                f"authorize must take (user, stream) or (user, stream, position), not {signature}"
+            ) from error
+    if given:
+        return lambda user, stream, position: authorize(user, stream, position=position)
+    return lambda user, stream, _position: authorize(user, stream)
+
+
+async def ask_access(
+    may_read: MayRead | None, user: str, stream: str, position: Position | None
+) -> bool:
+    """Whether `user` may read `stream` after `position`: only if the answer is exactly True."""
+    if may_read is None:
         return False
-    answer = authorize(user, stream)
+    answer = may_read(user, stream, position)
     return (await answer if inspect.isawaitable(answer) else answer) is True
 
 

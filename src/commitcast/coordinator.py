@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy.engine import Engine
 
+from commitcast.admission import Admission
 from commitcast.attachment import Attachment
 from commitcast.attempt import announced_id
 from commitcast.coordinated import execute, refuse_later
@@ -147,7 +148,7 @@ class Coordinator:
         self._sessions = sessions
         self._user_stream = user_stream
         self._tracing = tracing
-        self._apps: weakref.WeakSet[RealtimeApp] = weakref.WeakSet()
+        self.admission = Admission(self.settings)
         self._dispatchers: weakref.WeakSet[Dispatcher] = weakref.WeakSet()
         self._observers: list[Observer] = []
         self._handover = Handover(self._steps, self._observers)
@@ -158,7 +159,6 @@ class Coordinator:
         self._drain_on_signals = drain_on_signals
         self._delivery: Delivery | None = None
         self._stack: contextlib.AsyncExitStack | None = None
-        self._draining = False
         self._drain: asyncio.Task[None] | None = None
         self._attached: list[Engine] = []
         forget_in_child(self)
@@ -233,7 +233,7 @@ class Coordinator:
             await stack.enter_async_context(_running(loops, self._turns))
             if self._drain_on_signals:
                 stack.enter_context(on_signals(self.begin_drain))
-            self._draining = False
+            self.admission.open()
             self._handover.open(delivery)
             self._delivery = delivery
             self._operations = operations
@@ -254,7 +254,7 @@ class Coordinator:
             self._handover.check_loop()
         stack, self._stack = self._stack, None
         if stack is not None:
-            self._draining = True
+            self.admission.drain()
             if self._drain is not None:
                 self._drain.cancel()
                 self._drain = None
@@ -541,34 +541,32 @@ class Coordinator:
             authenticate: takes a `ConnectionRequest` and returns the user's id, or None; sync or
                 async. Without it every client is refused.
             authorize: takes the user's id and a stream's name, returns True to allow; asked on
-                subscribe, on every page of a replay, and with every keep-alive.
+                subscribe, on every page of a replay, and with every keep-alive. A parameter
+                ``position`` is given the `Position` it is about, None for "from now on".
             allowed_origins: other sites whose pages may connect, as ``https://example.org``.
             operators: takes a `ConnectionRequest`, returns True for who may read ``/health`` and
                 ``/metrics``; sync or async. Without it nobody may.
         """
-        from commitcast.asgi import RealtimeApp
+        from commitcast import asgi
 
-        app = RealtimeApp(
-            self, authenticate=authenticate, authorize=authorize, allowed_origins=allowed_origins,
-            operators=operators,
-        )  # fmt: skip
-        self._apps.add(app)
-        return app
+        return asgi.RealtimeApp(
+            self, authenticate=authenticate, authorize=authorize, operators=operators,
+            allowed_origins=allowed_origins)  # fmt: skip
 
     @property
     def connections(self) -> int:
         """How many clients are connected to the apps that `asgi` made."""
-        return sum(app.connections for app in self._apps)
+        return self.admission.connections
 
     # --- health and drain -----------------------------------------------------------------
 
     @property
     def accepting(self) -> bool:
         """Whether new clients are taken."""
-        return self._delivery is not None and not self._draining
+        return self._delivery is not None and not self.admission.draining
 
     def readiness(self) -> dict[str, bool]:
-        """The checks behind ``/readyz``: running, not draining, the log read of late."""
+        """The checks behind ``/readyz``: running, not draining, the log read of late, places left."""
         age_s = None if self._delivery is None else self._delivery.last_read_age_s
         fresh_s = max(3 * self.settings.poll_interval_s, 3.0)
         return {
@@ -576,6 +574,7 @@ class Coordinator:
             "accepting": self.accepting,
             "database": age_s is not None and age_s < fresh_s,
             **({} if self._relay is None else {"deliver": not self._relay.stuck}),
+            "places": self.admission.has_places,
         }
 
     @property
@@ -596,13 +595,14 @@ class Coordinator:
     def counts(self) -> dict[str, int]:
         """What there is now, and what only grows since the coordinator was made, on this node.
 
-        Now: ``subscriptions``, ``operations_open``. Growing: ``events_committed`` (whose COMMIT was
-        seen to return), ``events_handed_over`` (from memory, to this node's readers),
+        Now: ``subscriptions``, ``operations_open`` and `Admission.counts`. Growing: ``events_committed``
+        (COMMIT was seen to return), ``events_handed_over`` (from memory, to this node's readers),
         ``frames_written`` (each client counted), ``rollbacks`` (of plain transactions).
         """
         delivery, operations, steps = self._delivery, self._operations, self._steps
         return {
             "subscriptions": 0 if delivery is None else delivery.count_readers(),
+            **self.admission.counts(),
             "operations_open": 0 if operations is None else len(operations.live),
             "deliver_overdue": 0 if self._relay is None else len(self._relay.overdue),
             "events_committed": steps.events_committed,
@@ -623,9 +623,9 @@ class Coordinator:
 
         They come back with their positions, to another node.
         """
-        if self._draining or self._delivery is None:
+        if not self.accepting or self._delivery is None:
             return
-        self._draining = True
+        self.admission.drain()
         self._drain = asyncio.get_running_loop().create_task(
             close_gently(self._delivery, self.settings.drain_s)
         )

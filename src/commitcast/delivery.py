@@ -168,7 +168,7 @@ class Delivery:
         feed = self._feeds.get(subscription.stream)
         if feed is not None:
             feed.leave(subscription)
-            if not feed.readers:
+            if not feed.has_readers():
                 self._drop(feed)
 
     def _drop(self, feed: Feed) -> None:
@@ -180,16 +180,18 @@ class Delivery:
         stream: str,
         after: int | None,
         *,
-        limit: int | None = None,
+        max_bytes: int,
         unless: Callable[[], bool] | None = None,
     ) -> Page:
-        """A page of the log, of `limit` events at most (default ``page_events``).
+        """A page of the log: ``page_events`` events at most, about `max_bytes` of data at most.
 
-        While the database is away it is asked again, with pauses, `unless` says to stop; that
-        raises `SubscriptionClosed`.
+        While the database is away it is asked again, with pauses, until `unless` says to stop;
+        that raises `SubscriptionClosed`.
         """
-        most = min(limit or self._settings.page_events, self._settings.page_events)
-        return await self._patiently(lambda conn: self.log.page(conn, stream, after, most), unless)
+        most = self._settings.page_events
+        return await self._patiently(
+            lambda conn: self.log.page(conn, stream, after, most, max_bytes=max_bytes), unless
+        )
 
     def need(self, feed: Feed) -> None:
         """Read from the log what a feed lacks, unless that is under way."""
@@ -205,9 +207,12 @@ class Delivery:
 
     async def _fill(self, feed: Feed) -> None:
         try:
-            while feed.behind and feed.readers:
+            while feed.behind and feed.has_readers():
                 state, edge, known_head = feed.state, feed.edge, feed.known_head
-                page = await self.read(feed.stream, edge)
+                most = self._settings.stream_buffer_bytes
+                page = await self.read(feed.stream, edge, max_bytes=most)
+                if not feed.has_readers():
+                    return  # the feed was dropped meanwhile
                 feed.learn(page.head, state)
                 if page.events:
                     feed.take(page.events)
@@ -221,19 +226,16 @@ class Delivery:
             feed.filling = False
 
     def _free_memory(self) -> None:
-        for feed in list(self._feeds.values()):
-            if not feed.readers:  # they were dropped without being closed
-                self._drop(feed)
+        for feed in [feed for feed in self._feeds.values() if not feed.has_readers()]:
+            self._drop(feed)  # they were dropped without being closed
+        for feed in list(self._memory.holders):
             feed.drop_older_than(self._settings.buffer_age_s)
         self._keep_bounds()
 
     def _keep_bounds(self) -> None:
-        if self._memory.bytes <= self._settings.node_buffer_bytes:
-            return
-        for feed in sorted(self._feeds.values(), key=lambda f: -f.bytes):
-            feed.forget()
-            if self._memory.bytes <= self._settings.node_buffer_bytes / 2:
-                break
+        most = self._settings.node_buffer_bytes
+        if self._memory.bytes > most:
+            self._memory.free(most // 2)
 
     # --- commits of this node -------------------------------------------------------------
 
@@ -291,8 +293,7 @@ class Delivery:
         """Look up all that was hinted at, in one read; hints of meanwhile go into the next."""
         try:
             while self._hints:
-                names = list(self._hints)[:_HEADS_AT_ONCE]
-                self._hints.difference_update(names)
+                names = [self._hints.pop() for _ in range(min(_HEADS_AT_ONCE, len(self._hints)))]
                 before = self._states(names)
                 heads = await self._patiently(
                     lambda conn, names=names: self.log.heads(conn, names)  # type: ignore[misc]

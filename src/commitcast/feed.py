@@ -7,6 +7,7 @@ Invariants:
   stream is read from the log (`behind`) in the meantime. Nothing is handed out past a gap.
 - Memory is bounded by bytes and by age, of events that wait for others as well; what is no longer
   here is in the log.
+- Readers are woken when the feed has moved, and by nothing else.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 import time
 import weakref
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from commitcast.event import NEW_EPOCH, CommittedEvent, Position
@@ -36,6 +37,13 @@ class Memory:
     """What all feeds of a node hold, in bytes."""
 
     bytes: int = 0
+    holders: dict[Feed, None] = field(default_factory=dict)
+    """The feeds that hold anything; who has done so for longest comes first."""
+
+    def free(self, most: int) -> None:
+        """Have feeds forget, the longest holder first, until there are at most `most` bytes."""
+        while self.bytes > most:
+            next(iter(self.holders)).forget()
 
 
 class Feed:
@@ -51,6 +59,7 @@ class Feed:
         self.stream = stream
         self._tracing = tracing
         self._readers: dict[weakref.ref[Subscription], None] = {}
+        self._dropped: deque[weakref.ref[Subscription]] = deque()
         self.epoch: str | None = None
         self.edge = 0
         self.known_head = 0
@@ -66,21 +75,29 @@ class Feed:
     @property
     def readers(self) -> list[Subscription]:
         """Those that read on; who was dropped without being closed is not among them."""
-        for known in [known for known in self._readers if known() is None]:
-            del self._readers[known]
         return [reader for known in self._readers if (reader := known()) is not None]
+
+    def has_readers(self) -> bool:
+        """Whether anybody reads on."""
+        self._forget_dropped()
+        return bool(self._readers)
 
     def count_readers(self) -> int:
         """How many there are; from any thread, unlike `readers`."""
-        return sum(known() is not None for known in list(self._readers))
+        return len(self._readers) - len(self._dropped)
 
     def enter(self, reader: Subscription) -> None:
         """From now on `reader` is woken."""
-        self._readers[weakref.ref(reader)] = None
+        # the collector runs in any thread and at any time, also while the readers are walked
+        self._readers[weakref.ref(reader, self._dropped.append)] = None
 
     def leave(self, reader: Subscription) -> None:
         """Undo `enter`."""
         self._readers.pop(weakref.ref(reader), None)
+
+    def _forget_dropped(self) -> None:
+        while self._dropped:
+            self._readers.pop(self._dropped.popleft(), None)
 
     @property
     def behind(self) -> bool:
@@ -88,18 +105,19 @@ class Feed:
         return self.epoch is not None and self.known_head > self.edge
 
     def take(self, events: Sequence[CommittedEvent]) -> None:
-        """Add committed events, from memory or from a page of the log; wakes the readers."""
-        first = events[0]
+        """Add committed events, from memory or from a page of the log.
+
+        Wakes the readers if the feed has moved: a page that one reader fetched mostly holds
+        nothing that is new to the others.
+        """
+        first, before = events[0], self.state
         if self.epoch is None:
             # The first reader's first read is under way: what it will have missed comes after it.
             # Only the latest are kept; they tell that those before them are to be read.
             self._early.append(events)
             return
         if first.epoch != self.epoch:
-            if self.epoch == NEW_EPOCH and first.offset == 1:
-                self.epoch = first.epoch
-            elif self.epoch != NEW_EPOCH:
-                self._begin(first.epoch, first.offset - 1)
+            self._change_epoch(first)
         for event in events:
             if event.offset == self.edge + 1 and event.epoch == self.epoch:
                 self._append(event)
@@ -109,7 +127,8 @@ class Feed:
             if following.epoch == self.epoch:
                 self._append(following)
         self.known_head = max(self.known_head, events[-1].offset)
-        self.wake()
+        if self.state != before:
+            self.wake()
 
     @property
     def state(self) -> tuple[str | None, int]:
@@ -153,8 +172,7 @@ class Feed:
         self.events.clear()
         self._held.clear()
         self._ahead.clear()
-        self._memory.bytes -= self.bytes
-        self.bytes = 0
+        self._count(-self.bytes)
 
     def after(self, position: Position, max_bytes: int) -> list[CommittedEvent]:
         """Events that follow `position` without a gap, about `max_bytes` at most; or none."""
@@ -194,6 +212,12 @@ class Feed:
             reader = known()
             if reader is not None:
                 reader.wake()
+
+    def _change_epoch(self, first: CommittedEvent) -> None:
+        if self.epoch == NEW_EPOCH and first.offset == 1:
+            self.epoch = first.epoch
+        elif self.epoch != NEW_EPOCH:
+            self._begin(first.epoch, first.offset - 1)
 
     def _begin(self, epoch: str, edge: int) -> None:
         self.forget()
@@ -244,6 +268,10 @@ class Feed:
     def _count(self, bytes_: int) -> None:
         self.bytes += bytes_
         self._memory.bytes += bytes_
+        if self.bytes:
+            self._memory.holders.setdefault(self)
+        else:
+            self._memory.holders.pop(self, None)
 
 
 def _cost(event: CommittedEvent) -> int:

@@ -20,6 +20,7 @@ from commitcast import statements
 from commitcast.errors import EmitRefused, IsolationRefused, LogError, OperationLost, StandbyRefused
 from commitcast.event import NEW_EPOCH, CommittedEvent, EncodedEvent, Position
 from commitcast.notification import Failure
+from commitcast.pages import NO_LIMIT
 from commitcast.prepared import Prepared
 
 if TYPE_CHECKING:
@@ -302,10 +303,26 @@ class Log:
 
     # --- reading --------------------------------------------------------------------------
 
-    async def page(self, conn: AsyncConnection, stream: str, after: int | None, limit: int) -> Page:
-        """At most `limit` events with offsets after `after`; None reads the head alone."""
+    async def page(
+        self,
+        conn: AsyncConnection,
+        stream: str,
+        after: int | None,
+        limit: int,
+        *,
+        max_bytes: int = NO_LIMIT,
+    ) -> Page:
+        """At most `limit` events with offsets after `after`; None reads the head alone.
+
+        The data of all but the first is `max_bytes` at most, and no more is read to find that out.
+        """
         cluster = await conn.run_sync(self._cluster_of)
-        parameters = {"name": stream, "after": after or 0, "limit": 0 if after is None else limit}
+        parameters = {
+            "name": stream,
+            "after": after or 0,
+            "limit": 0 if after is None else limit,
+            "max_bytes": max_bytes,
+        }
         rows = await self._read(conn, self._page, parameters)
         first = rows[0]
         if first.id is None:

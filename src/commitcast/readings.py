@@ -67,10 +67,6 @@ def _count(name: str) -> Callable[[Coordinator], Iterator[Sample]]:
     return read
 
 
-def _connections(coordinator: Coordinator) -> Iterator[Sample]:
-    yield Sample(coordinator.connections)
-
-
 def _rollbacks(coordinator: Coordinator) -> Iterator[Sample]:
     yield Sample(coordinator.rollbacks)
 
@@ -159,7 +155,12 @@ READINGS: Final = (
         "Transactions without an operation that had emitted and were rolled back.", _rollbacks,
     ),
     Reading("subscriptions", Kind.GAUGE, "Readers of this node.", _count("subscriptions")),
-    Reading("connections", Kind.GAUGE, "Clients connected to this node.", _connections),
+    Reading("connections", Kind.GAUGE, "Clients connected to this node.", _count("connections")),
+    Reading(
+        "connections_stalled", Kind.GAUGE,
+        "Those of them that stopped reading, whose sockets the server still has.",
+        _count("connections_stalled"),
+    ),
     Reading(
         "operations_open", Kind.GAUGE,
         "Operations of this node that have no outcome yet.", _count("operations_open"),

@@ -60,6 +60,11 @@ class Settings:
     """Most clients of this node."""
     max_connections_per_user: int = 64
     """Most clients of one user on this node."""
+    max_connects_per_minute_per_user: int = 600
+    """How often one user may connect to this node within a minute, all at once if they like."""
+    access_limit_s: float = 10.0
+    """How long ``authenticate``, ``authorize`` and ``operators`` may each take to answer. After
+    that the client is turned away, or its connection closed; it is never let in."""
     drain_s: float = 5.0
     """Time over which clients are closed when the node stops."""
     relay_lease_s: float = 10.0
@@ -92,9 +97,9 @@ class Settings:
             "max_event_bytes", "poll_interval_s", "page_events", "read_connections",
             "stream_buffer_bytes", "node_buffer_bytes", "buffer_age_s", "chunk_bytes",
             "write_deadline_s", "keep_alive_s", "retry_ms", "max_connections",
-            "max_connections_per_user", "max_operations_per_user",
-            "max_operations_per_user_per_minute", "relay_lease_s", "deliver_limit_s", "lease_s",
-            "operation_deadline_s",
+            "max_connections_per_user", "max_connects_per_minute_per_user", "access_limit_s",
+            "max_operations_per_user", "max_operations_per_user_per_minute",
+            "relay_lease_s", "deliver_limit_s", "lease_s", "operation_deadline_s",
             "commit_limit_s", "settle_wait_s", "invariants_stale_s", "health_check_every_s",
         ):  # fmt: skip
             if not getattr(self, name) > 0:

@@ -24,6 +24,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
+from commitcast.pages import last_of_page
+
 if TYPE_CHECKING:
     from commitcast.schema import Tables
 
@@ -280,7 +282,7 @@ def page(tables: Tables, *, postgresql: bool) -> Any:
     wanted = and_(
         events.c.stream_id == streams.c.id,
         events.c.offset > after,
-        events.c.offset <= after + bindparam("limit", type_=BigInteger),
+        events.c.offset <= last_of_page(tables, after, postgresql=postgresql),
     )
     return (
         select(

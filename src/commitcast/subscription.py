@@ -58,7 +58,7 @@ class Source(Protocol):
         stream: str,
         after: int | None,
         *,
-        limit: int | None = None,
+        max_bytes: int,
         unless: Callable[[], bool] | None = None,
     ) -> Page:
         """A page of the log; None as place reads the head alone."""
@@ -105,7 +105,8 @@ class Subscription:
         self._waiters: list[asyncio.Future[None]] = []
         self._ended = asyncio.Event()
         self._closed: str | None = None
-        self._page_events: int | None = None
+        self._entered = False
+        self._first_page: Page | None = None
         self._ready: deque[CommittedEvent] = deque()
         self._handed: CommittedEvent | None = None
 
@@ -116,6 +117,17 @@ class Subscription:
             first = self._ready[0]
             return Position(first.epoch, first.offset - 1)
         return self._position
+
+    @property
+    def reading_from(self) -> Position | None:
+        """The place that authorisation decides about: what follows it is wanted.
+
+        What was asked for until the first read, then `position`. None is from now on, and
+        `EARLIEST` is offset 0.
+        """
+        if self._position is not None:
+            return self.position
+        return Position(NEW_EPOCH, 0) if isinstance(self._after, str) else self._after
 
     def wake(self) -> None:
         """There may be something new."""
@@ -128,6 +140,7 @@ class Subscription:
         """Stop reading; whoever waits in it gets `SubscriptionClosed` with the position."""
         if self._closed is None:
             self._closed = reason
+            self._first_page = None
             self._source.unregister(self)
             self.wake()
             self._ended.set()
@@ -177,28 +190,46 @@ class Subscription:
         self._handed = event if event.delivery is not None else None
         return event
 
+    async def enter(self) -> None:
+        """Register, then ask authorisation: the first thing that `start` does.
+
+        On its own it is for who has to answer a client before anything is read.
+
+        Raises `AccessDenied`.
+        """
+        if self._entered:
+            return
+        self._check_open()
+        if self._feed is None:  # it is there if an earlier try was cancelled
+            self._feed = self._source.register(self)
+        await self._check_access()
+        self._entered = True
+
     async def start(self) -> None:
         """Register and find the first place; `recovered` and `position` are known afterwards."""
         if self._position is not None:
             return
-        self._check_open()
-        if self._feed is None:  # it is there if an earlier start was cancelled
-            self._feed = self._source.register(self)
-        await self._check_access()
-        after = self._after
-        state = self._feed.state
-        page = await self._read(None)
+        await self.enter()
+        feed, after = self._feed, self._after
+        if feed is None:  # pragma: no cover - set by enter
+            raise SubscriptionClosed(self.stream, None, "not started")
+        state = feed.state
+        page = await self._read(after.offset if isinstance(after, Position) else None)
         head = page.head
-        self._feed.learn(head, state)
-        await self._check_access()
+        feed.learn(head, state)
+        resumes = isinstance(after, Position) and _follows(after, page)
+        replays = head.tail <= head.head if isinstance(after, str) else resumes and page.events
+        if not replays:  # else its first page is asked about before it is handed out
+            await self._check_access()
         if after is None:
             self._reach(head.position)
         elif isinstance(after, str):
             self._position = Position(head.epoch, head.tail - 1)
             self.recovered = True
-        elif _follows(after, page):
+        elif resumes:
             self._position = after
             self.recovered = True
+            self._first_page = page if page.events else None
         else:
             self._reach(head.position)
             self._lost = True
@@ -224,19 +255,13 @@ class Subscription:
                 self._lost = False
                 return Reset(self.stream, self._position)
             self._woken = False
-            events = feed.after(self._position, self._chunk_bytes)
-            if not events and feed.differs(self._position):
-                outcome = await self._read_page(feed, self._position)
-                if isinstance(outcome, Reset):
-                    return outcome
-                events = outcome
-                if not events:
-                    if feed.differs(self._position):
-                        # the log and the feed disagree, until the next commit or poll
-                        await self._pause()
-                    continue
-            if events:
-                return self._hand_out(feed, events)
+            outcome = await self._look(feed, self._position)
+            if isinstance(outcome, Reset):
+                return outcome
+            if outcome is not None:
+                return self._hand_out(feed, outcome)
+            if feed.differs(self._position):
+                continue
             self._reach(self._position)
             if feed.behind:
                 self._source.need(feed)
@@ -268,36 +293,42 @@ class Subscription:
             self._caught_up_at = self._steps.clock()
         return position
 
+    async def _look(self, feed: Feed, position: Position) -> list[CommittedEvent] | Reset | None:
+        """What follows `position` in memory, or else in the log; None if nothing does."""
+        if self._first_page is None:
+            events = feed.after(position, self._chunk_bytes)
+            if events:
+                return events
+            if not feed.differs(position):
+                return None
+        outcome = await self._read_page(feed, position)
+        if outcome:
+            return outcome
+        if self._position is not None and feed.differs(self._position):
+            # the log and the feed disagree, until the next commit or poll
+            await self._pause()
+        return None
+
     async def _read_page(self, feed: Feed, position: Position) -> list[CommittedEvent] | Reset:
+        """What follows `position` in the log, at most a chunk (G10), if it still may be read."""
+        page = self._first_page
+        if page is None:
+            state = feed.state
+            page = await self._read(position.offset)
+            feed.learn(page.head, state)
         await self._check_access()
-        state = feed.state
-        page = await self._read(position.offset)
-        feed.learn(page.head, state)
-        await self._check_access()
+        self._first_page = None
         if page.events:
             feed.take(page.events)
             feed.share_deliveries(page.events)
+        if feed.behind:  # others read it as well, and this one may leave before it gets there
+            self._source.need(feed)
         if not _follows(position, page) or (
             page.events and page.events[0].offset != position.offset + 1
         ):
             return Reset(self.stream, self._reach(page.head.position))
         if not page.events and position.epoch != page.head.epoch:
             self._position = Position(page.head.epoch, position.offset)
-        return self._one_chunk(page)
-
-    def _one_chunk(self, page: Page) -> list[CommittedEvent]:
-        """As much of a page as fits in a chunk; the next page is of the size that did.
-
-        So no reader holds more than that while it writes to a slow client (G10).
-        """
-        size = 0
-        for count, event in enumerate(page.events):
-            size += len(event.data_json)
-            if count and size > self._chunk_bytes:
-                self._page_events = count
-                return list(page.events[:count])
-        if self._page_events is not None:
-            self._page_events *= 2
         return list(page.events)
 
     async def _read(self, after: int | None) -> Page:
@@ -305,7 +336,7 @@ class Subscription:
             page = await self._source.read(
                 self.stream,
                 after,
-                limit=self._page_events,
+                max_bytes=self._chunk_bytes,
                 unless=lambda: self._closed is not None,
             )
         except SubscriptionClosed:

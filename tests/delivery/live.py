@@ -36,6 +36,13 @@ def anybody(_user: str, _stream: str) -> bool:
     return True
 
 
+async def until(holds: Callable[[], object]) -> None:
+    """Wait for what nothing signals."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not holds():  # noqa: ASYNC110 - see above
+            await asyncio.sleep(0.01)
+
+
 async def say(engine: AsyncEngine, stream: str, *numbers: int, **options: Any) -> None:
     """Commit one event for each number, in one transaction."""
     async with AsyncSession(engine) as session:
@@ -207,15 +214,20 @@ async def serving(
     authenticate: Callable[..., Any] | None = bearer,
     authorize: Callable[..., Any] | None = anybody,
     allowed_origins: tuple[str, ...] = (),
+    operators: Callable[..., Any] | None = None,
     app: Callable[..., Any] | None = None,
+    **server_options: Any,
 ) -> AsyncIterator[Site]:
     """Run the coordinator and a server until the block is left; nothing may be left behind."""
     realtime = coordinator.asgi(
-        authenticate=authenticate, authorize=authorize, allowed_origins=allowed_origins
+        authenticate=authenticate,
+        authorize=authorize,
+        allowed_origins=allowed_origins,
+        operators=operators,
     )
     if app is None:
         app = Starlette(routes=[Mount("/realtime", realtime)], lifespan=coordinator.lifespan)
-    async with served(app) as server:
+    async with served(app, **server_options) as server:
         site = Site(server.port, coordinator, server)
         delivery = coordinator._delivery
         assert delivery is not None
@@ -227,4 +239,4 @@ async def serving(
             coordinator.begin_drain()
     assert not delivery._feeds, "a subscription outlived its client"
     assert delivery._memory.bytes == 0
-    assert not realtime._connections.total()
+    assert not coordinator.connections, "a client has a place that nobody holds"

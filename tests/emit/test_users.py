@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from commitcast import ConnectionRequest, Event, ask_user, emit, user_of_stream, user_stream
+from commitcast import ConnectionRequest, Event, emit, user_of_stream, user_stream
+from commitcast.auth import ask_user
 from commitcast.errors import InvalidEvent
 from commitcast.event import check_stream
 

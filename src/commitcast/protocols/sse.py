@@ -24,6 +24,7 @@ from commitcast.subscription import AccessDenied, Reset
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
+    from commitcast.admission import Place
     from commitcast.event import CommittedEvent, Position
     from commitcast.settings import Settings
     from commitcast.subscription import Subscription
@@ -96,40 +97,62 @@ async def serve_later(send: Send, retry_ms: int, headers: Iterable[tuple[bytes, 
 
 async def serve(
     subscription: Subscription,
-    receive: Receive,
     send: Send,
     settings: Settings,
     *,
+    place: Place,
+    gone: asyncio.Future[None],
     authorized: Callable[[], Awaitable[bool]],
     headers: Iterable[tuple[bytes, bytes]] = (),
 ) -> None:
     """Send `subscription` to one client until either side ends it.
 
     Events are taken only as fast as the client reads, so a slow one holds no memory but one
-    chunk; a write that takes longer than the deadline ends the connection, and the client
-    resumes from the last id it read (G10).
+    chunk; a write that takes longer than the deadline ends the subscription, and the client
+    resumes from the last id it read (G10). `gone` is done when the server reports that the client
+    has left. Until then a client that does not read keeps its `place`: it has the socket.
     """
-    await send({"type": "http.response.start", "status": 200, "headers": [*HEADERS, *headers]})
-    watcher = asyncio.create_task(_watch_disconnect(receive, subscription))
+
+    def left(_gone: asyncio.Future[None]) -> None:
+        subscription.close("the client left")
 
     async def write(body: bytes) -> None:
         async with asyncio.timeout(settings.write_deadline_s):
             await send({"type": "http.response.body", "body": body, "more_body": True})
 
+    gone.add_done_callback(left)
+    patience_s = settings.write_deadline_s
     try:
-        await write(encode_retry(settings.retry_ms))
-        await _serve(subscription, write, settings, authorized)
+        await send({"type": "http.response.start", "status": 200, "headers": [*HEADERS, *headers]})
+        try:
+            await write(encode_retry(settings.retry_ms))
+            await _serve(subscription, write, settings, authorized)
+        except SubscriptionClosed:
+            pass
+        except AccessDenied:
+            await write(encode_closed("forbidden"))
+    except TimeoutError:
+        patience_s = 0.0  # it does not read
     except OSError:
-        return  # the client does not read (TimeoutError) or is gone; no use in a farewell
-    except SubscriptionClosed:
-        pass
-    except AccessDenied:
-        await write(encode_closed("forbidden"))
+        return  # it is gone
     finally:
-        watcher.cancel()
+        gone.remove_done_callback(left)
         subscription.close()
-    async with asyncio.timeout(settings.write_deadline_s):
-        await send({"type": "http.response.body", "body": b""})
+    await _end(send, place, gone, patience_s)
+
+
+async def _end(send: Send, place: Place, gone: asyncio.Future[None], patience_s: float) -> None:
+    """End the response; where the client does not read, as soon as it does, or has left."""
+    ending = asyncio.ensure_future(send({"type": "http.response.body", "body": b""}))
+    try:
+        done, _ = await asyncio.wait(
+            {ending, gone}, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED
+        )
+        if not done:
+            await place.stall(ending, gone)
+    finally:
+        ending.cancel()
+        await asyncio.gather(ending, return_exceptions=True)
 
 
 async def _serve(
@@ -188,9 +211,7 @@ def _subscribed(subscription: Subscription) -> bytes:
     )
 
 
-async def _watch_disconnect(receive: Receive, subscription: Subscription) -> None:
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            subscription.close("the client left")
-            return
+async def client_left(receive: Receive) -> None:
+    """Wait until the server reports that the connection is gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -8,16 +8,16 @@ peer no longer reads. Nothing here grows with the number of clients that are con
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+
+from commitcast.pace import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from commitcast.settings import Settings
 
-_MINUTE_S: Final = 60.0
 _INQUIRIES: Final = 100
 """Most requests that wait at one time for ``operators`` to answer."""
 
@@ -171,33 +171,3 @@ class Admission:
             self._users[user] -= 1
             if not self._users[user]:
                 del self._users[user]
-
-
-class Pace:
-    """How often each user may come: at most `per_minute` times a minute, all at once if they like.
-
-    One number a user, the time by which all their visits will have been paid for (the generic cell
-    rate algorithm, ITU-T I.371); of those who have paid nothing is kept.
-    """
-
-    def __init__(self, per_minute: int) -> None:
-        self._each_s = _MINUTE_S / per_minute
-        self._paid_at: dict[str, float] = {}
-        self._sweep_at = 1024
-
-    def come(self, user: str) -> float:
-        """0 and the visit counts; or the seconds until one would, and this one does not."""
-        now = time.monotonic()
-        paid_at = max(now, self._paid_at.get(user, now)) + self._each_s
-        too_early_s = paid_at - now - _MINUTE_S
-        if too_early_s > 1e-6:  # noqa: PLR2004 - what adding up floats leaves
-            return too_early_s
-        self._paid_at[user] = paid_at
-        if len(self._paid_at) >= self._sweep_at:
-            self._paid_at = {u: at for u, at in self._paid_at.items() if at > now}
-            self._sweep_at = max(1024, 2 * len(self._paid_at))
-        return 0.0
-
-    def __len__(self) -> int:
-        """How many users something is kept of."""
-        return len(self._paid_at)

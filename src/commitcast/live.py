@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from commitcast.errors import TooManyOperations
+from commitcast.pace import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from commitcast.operation import Operation
 
-_MINUTE_S: Final = 60.0
 _ASK_AGAIN_S: Final = 1.0
 
 
@@ -30,12 +30,10 @@ class Live:
         self, most: int, per_minute: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """Take `most` of one user at a time and `per_minute` new ones; `clock` is in seconds."""
-        self._most, self._per_minute, self._clock = most, per_minute, clock
+        self._most, self._per_minute = most, per_minute
         self._operations: set[Operation] = set()
         self._open: Counter[str] = Counter()
-        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
-        """How many a user may begin, as of when; longest unused first. A bucket of tokens that
-        fills within a minute, so who is not in it has them all."""
+        self._pace = Pace(per_minute, clock)
 
     def add(self, operation: Operation) -> None:
         """Take one in; raises `TooManyOperations` where its user has no room."""
@@ -70,17 +68,11 @@ class Live:
                 "(max_operations_per_user)",
                 retry_after_s=_ASK_AGAIN_S,
             )
-        now = self._clock()
-        left, since = self._left.pop(actor, (float(self._per_minute), now))
-        left = min(left + (now - since) * self._per_minute / _MINUTE_S, self._per_minute)
-        refused = left < 1
-        self._left[actor] = (left if refused else left - 1, now)
-        while now - next(iter(self._left.values()))[1] >= _MINUTE_S:
-            self._left.popitem(last=False)
-        if refused:
+        wait_s = self._pace.come(actor)
+        if wait_s > 0:
             raise TooManyOperations(
                 operation_id,
                 f"the user began {self._per_minute} operations within a minute on this node, which "
                 "is the most (max_operations_per_user_per_minute)",
-                retry_after_s=math.ceil((1 - left) * _MINUTE_S / self._per_minute * 1000) / 1000,
+                retry_after_s=math.ceil(wait_s * 1000) / 1000,
             )

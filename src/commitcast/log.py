@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self
 
 import orjson
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import IntegrityError
 
 from commitcast import statements
-from commitcast.errors import EmitRefused, IsolationRefused, LogError, OperationLost, StandbyRefused
+from commitcast.cluster import cluster_of
+from commitcast.errors import EmitRefused, IsolationRefused, LogError, OperationLost
 from commitcast.event import NEW_EPOCH, CommittedEvent, EncodedEvent, Position
-from commitcast.notification import Failure
 from commitcast.pages import NO_LIMIT
 from commitcast.prepared import Prepared
 
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from commitcast.telemetry import Span
 
 
-_CLUSTER: Final = "commitcast.cluster"
-_NOT_ALLOWED: Final = "42501"
 """SQLSTATE: insufficient privilege (PostgreSQL, appendix A)."""
 
 
@@ -155,7 +153,6 @@ class Log:
         self._decide_and_append_one = Prepared(
             statements.append_one_postgresql(tables, deciding=True), dialect
         )
-        self._cluster = statements.cluster()
         self._insert = Prepared(tables.events.insert(), dialect)
         self._page = statements.page(tables, postgresql=self._postgresql)
         self._heads = statements.heads(tables, postgresql=self._postgresql)
@@ -188,7 +185,7 @@ class Log:
                 return self._decide_with(conn, events, decision)
             except IntegrityError as error:
                 raise OperationLost(decision.operation_id) from error
-        cluster = self._cluster_of(conn)
+        cluster = cluster_of(conn)
         rows = self._append_rows(conn, events)
         if self._postgresql and len(events) == 1:
             if len(rows) != 1:
@@ -220,7 +217,7 @@ class Log:
         if not self._postgresql or len(events) != 1:
             self._decide.run(conn, values)
             return self.append(conn, events) if events else ()
-        cluster = self._cluster_of(conn)  # one round trip for both
+        cluster = cluster_of(conn)  # one round trip for both
         rows = self._checked(
             self._decide_and_append_one.all(conn, {**values, **_values(events[0])})
         )
@@ -256,24 +253,6 @@ class Log:
                 "makes most concurrent writers abort; emit at READ COMMITTED"
             )
         return [_Placed.read(row[0]) for row in rows]
-
-    def _cluster_of(self, conn: Connection) -> str:
-        """The database cluster behind a connection; asked once for each (``Connection.info``)."""
-        if not self._postgresql:
-            return "sqlite"
-        known = conn.info.get(_CLUSTER)
-        if known is None:
-            try:
-                standby, cluster = conn.execute(self._cluster).one()
-            except DBAPIError as error:
-                raise _explained(error) from error
-            if standby:
-                raise StandbyRefused(
-                    f"{conn.engine.url!r} is a standby (pg_is_in_recovery), which is behind and "
-                    "cannot be written: give the primary, as engine and as reader="
-                )
-            known = conn.info[_CLUSTER] = str(cluster)
-        return str(known)
 
     def _insert_sqlite(
         self,
@@ -316,7 +295,7 @@ class Log:
 
         The data of all but the first is `max_bytes` at most, and no more is read to find that out.
         """
-        cluster = await conn.run_sync(self._cluster_of)
+        cluster = await conn.run_sync(cluster_of)
         parameters = {
             "name": stream,
             "after": after or 0,
@@ -350,7 +329,7 @@ class Log:
 
     async def heads(self, conn: AsyncConnection, streams: Sequence[str]) -> dict[str, Head]:
         """The heads of `streams`, in one snapshot; those without events are `NOT_YET`."""
-        cluster = await conn.run_sync(self._cluster_of)
+        cluster = await conn.run_sync(cluster_of)
         rows = await self._read(conn, self._heads, {"names": list(streams)})
         found = {
             row.name: Head(
@@ -374,16 +353,6 @@ def epoch_of(incarnation: str, cluster: str, timeline: str, stream_id: int) -> s
     """The epoch of a stream: changes whenever its offsets could be used again (DESIGN §6)."""
     text = f"{incarnation}|{cluster}|{timeline}|{stream_id}".encode()
     return hashlib.blake2b(text, digest_size=8).hexdigest()
-
-
-def _explained(error: DBAPIError) -> Exception:
-    if Failure.of(error).sqlstate != _NOT_ALLOWED:
-        return error
-    return LogError(
-        "this role may not ask which database cluster it is connected to, so a copy of the "
-        "database could not be told from the original: GRANT EXECUTE ON FUNCTION "
-        "pg_control_system() TO the role"
-    )
 
 
 def _values(e: EncodedEvent) -> dict[str, Any]:

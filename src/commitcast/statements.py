@@ -33,15 +33,6 @@ SEPARATOR: Final = "|"
 """Between the fields of a placed stream; no stream's name has one."""
 
 
-def cluster() -> Any:
-    """Whether the server follows another, and its cluster's identity; asked of each new connection.
-
-    A copy made by ``initdb`` and a restore has another identity.
-    """
-    system = func.pg_control_system().table_valued("system_identifier")
-    return select(func.pg_is_in_recovery(), system.c.system_identifier)
-
-
 def _constant(text: str) -> Any:
     """A constant of ours as SQL text, so that it is no parameter of every call."""
     return literal_column("'" + text + "'", Text)

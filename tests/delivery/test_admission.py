@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from commitcast.admission import Pace
+from commitcast.pace import Pace
 
 from .live import Client, Site, anybody, bearer, say, serving, until
 from .test_bounded import shout

@@ -16,6 +16,7 @@ import uvicorn
 from sqlalchemy import select
 
 from commitcast.demo.app import create_app
+from commitcast.demo.worker import server_config
 from commitcast.schema import Naming, Tables
 
 if TYPE_CHECKING:
@@ -145,10 +146,7 @@ class Demo:
     @asynccontextmanager
     async def served(self, **options: Any) -> AsyncIterator[Demo]:
         app = create_app(self.url, **{"step_delay_ms": 0, **options})
-        config = uvicorn.Config(
-            app, log_level="warning", lifespan="on", timeout_graceful_shutdown=1
-        )
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(server_config(app, timeout_graceful_shutdown=1))
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.address = f"http://127.0.0.1:{listener.getsockname()[1]}"
             serving = asyncio.create_task(server.serve(sockets=[listener]))

@@ -116,7 +116,7 @@ async def test_tokens_are_stored_only_as_digests(demo: Any, database: Any) -> No
     ada = await demo.person("Ada")
     token = ada.http.headers["Authorization"].removeprefix("Bearer ")
     async with database.engine().connect() as connection:
-        rows = (await connection.execute(text("SELECT * FROM demo_sessions"))).all()
+        rows = (await connection.execute(text("SELECT * FROM demo_tokens"))).all()
     assert rows
     assert token not in str(rows)
     assert ada.http.cookies["commitcast_demo"] not in str(rows)
@@ -133,11 +133,18 @@ async def test_tokens_are_stored_only_as_digests(demo: Any, database: Any) -> No
         ("/api/login", ["Ada"], "#/"),
         ("/api/threads", {"title": ""}, "#/title"),
         ("/api/threads", {"title": "x" * 121}, "#/title"),
+        ("/api/threads", {"title": "a\nb"}, "#/title"),
+        ("/api/threads", {"title": "a\u2028b"}, "#/title"),
+        ("/api/threads", {"title": "\u202egnihton"}, "#/title"),
+        ("/api/threads", {"title": "\u200b\ufeff"}, "#/title"),
+        ("/api/threads", {"title": "t", "members": ["\u0410da"]}, "#/members/0"),
         ("/api/threads", {"title": "t", "members": ["m"] * 21}, "#/members"),
         ("/api/threads", {"title": "t", "members": [7]}, "#/members/0"),
         ("/api/threads/{thread}/messages", {"text": " \n "}, "#/text"),
         ("/api/threads/{thread}/messages", {"text": "x" * 4001}, "#/text"),
         ("/api/threads/{thread}/messages", {"text": "a\u0000b"}, "#/text"),
+        ("/api/threads/{thread}/messages", {"text": "a\u0085b"}, "#/text"),
+        ("/api/threads/{thread}/messages", {"text": "\u200b \u2060"}, "#/text"),
     ],
 )
 async def test_bad_input_is_refused_with_its_place(
@@ -168,3 +175,9 @@ async def test_the_page_may_run_only_its_own_scripts(demo: Any) -> None:
     policy = page.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "require-trusted-types-for 'script'" in policy
+    for path in ("/static/app.js", "/nothing", "/api/threads", "/realtime/health"):
+        headers = (await demo.anyone().http.get(path)).headers
+        assert headers["x-content-type-options"] == "nosniff", path
+        assert headers["content-security-policy"] == policy, path

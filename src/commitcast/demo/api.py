@@ -23,6 +23,7 @@ from commitcast.demo.wording import EXAMPLES
 if TYPE_CHECKING:
     from starlette.requests import Request
 
+    from commitcast.demo.connections import Connections
     from commitcast.demo.database import Database
     from commitcast.demo.faults import Faults
     from commitcast.demo.operations import OwnOperations
@@ -41,8 +42,9 @@ class Api:
         posting: Posting,
         operations: OwnOperations,
         faults: Faults,
+        connections: Connections,
     ) -> None:
-        self._database, self._gate = database, gate
+        self._database, self._gate, self._connections = database, gate, connections
         self._posting, self._operations, self._faults = posting, operations, faults
 
     async def login(self, request: Request) -> Response:
@@ -52,21 +54,30 @@ class Api:
             await auth.forget_expired(session)
             user = await auth.user_named(session, body.name)
             await session.flush()
-            token = auth.issue(session, user.id, auth.BEARER)
-            stream_token = auth.issue(session, user.id, auth.STREAM)
+            token, signed_in = auth.sign_in(session, user.id)
+            stream_token = auth.stream_token(session, signed_in)
         response = JSONResponse({"user_id": user.id, "name": user.name, "token": token})
         auth.set_cookies(response, request, user.id, stream_token)
         return response
 
     async def session(self, request: Request) -> Response:
         """POST /api/session: a new cookie to open streams with."""
-        user_id = await self._gate.user_of(request)
+        signed_in = await self._gate.sign_in_of(request)
         async with self._database.writing() as session:
             await auth.forget_expired(session)
-            stream_token = auth.issue(session, user_id, auth.STREAM)
-        response = JSONResponse({"user_id": user_id})
-        auth.set_cookies(response, request, user_id, stream_token)
+            stream_token = auth.stream_token(session, signed_in)
+        response = JSONResponse({"user_id": signed_in.user_id})
+        auth.set_cookies(response, request, signed_in.user_id, stream_token)
         return response
+
+    async def logout(self, request: Request) -> Response:
+        """POST /api/logout: the token and its cookies are good no more, its streams end."""
+        signed_in = await self._gate.sign_in_of(request)
+        async with self._database.writing() as session:
+            await auth.sign_out(session, signed_in)
+        # all of the user's: those of another sign-in come back at once, with their positions
+        self._connections.cut(signed_in.user_id)
+        return Response(status_code=204)
 
     async def create_thread(self, request: Request) -> Response:
         """POST /api/threads."""
@@ -150,6 +161,7 @@ class Api:
         return [
             Route("/login", self.login, methods=["POST"]),
             Route("/session", self.session, methods=["POST"]),
+            Route("/logout", self.logout, methods=["POST"]),
             Route("/threads", self.threads, methods=["GET"]),
             Route("/threads", self.create_thread, methods=["POST"]),
             Route("/threads/{thread}/messages", self.messages, methods=["GET"]),

@@ -22,12 +22,13 @@ from commitcast.demo.connections import Connections
 from commitcast.demo.database import Database
 from commitcast.demo.faults import Faults
 from commitcast.demo.headers import SafeHeaders
+from commitcast.demo.hosts import KnownHosts, host_name
 from commitcast.demo.operations import OwnOperations
 from commitcast.demo.posting import Posting
 from commitcast.demo.problem import Problem, on_database_error, on_http_error, on_problem
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable
 
     from pydantic_ai.models import Model
     from sqlalchemy import URL
@@ -47,6 +48,7 @@ def create_app(
     model: str | Model = LOCAL,
     step_delay_ms: int = 300,
     supervised: bool = False,
+    hosts: Iterable[str] = (),
 ) -> Starlette:
     """The demo on a database; tables are created when it starts.
 
@@ -56,10 +58,12 @@ def create_app(
         step_delay_ms: milliseconds the agent rests after each step, so that people can follow.
         supervised: whether a killed process is started again (`supervisor.py`), so that people
             may kill it.
+        hosts: the names and addresses that it answers for, besides those of loopback.
 
-    Raises ValueError for a database URL that cannot be used, and what pydantic-ai raises for a
+    Raises ValueError for a database URL or a host that cannot be used, and what pydantic-ai raises for a
     model that cannot.
     """
+    answers_for = [host_name(host) for host in hosts]
     agent = build_agent(choose_model(model) if isinstance(model, str) else model)
     database = Database(database_url)
     coordinator = Coordinator(database.engine, lease_s=_LEASE_S)
@@ -68,7 +72,9 @@ def create_app(
     faults = Faults(connections, supervised=supervised)
     answers = Answers(coordinator, database, faults, agent, step_delay_ms / 1_000)
     posting = Posting(coordinator, answers, faults)
-    api = Api(database, gate, posting, OwnOperations(coordinator, database), faults)
+    api = Api(
+        database, gate, posting, OwnOperations(coordinator, database), faults, connections
+    )  # fmt: skip
     realtime = coordinator.asgi(
         authenticate=connections.noting(gate.authenticate),
         authorize=gate.may_read,
@@ -100,5 +106,6 @@ def create_app(
             OSError: on_database_error,
         },
     )
+    app.add_middleware(KnownHosts, hosts=answers_for)
     app.add_middleware(SafeHeaders)
     return app

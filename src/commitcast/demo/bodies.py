@@ -3,37 +3,46 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
-from commitcast.demo import auth, chat
+from commitcast.demo import chat, names
 from commitcast.demo.faults import Fault  # noqa: TC001  (pydantic reads it)
 from commitcast.demo.problem import Problem
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_BREAKS_OR_TURNS = re.compile("[\n\t\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Line breaks, and what turns the direction of the text around it."""
 _KEY = re.compile(r"[\x20-\x7e]{1,200}")
 
 
 def _printable(text: str) -> str:
     if _CONTROL.search(text):
         raise ValueError("control characters are not allowed")
+    if not any(unicodedata.category(character)[0] in "LNPS" for character in text):
+        raise ValueError("there is nothing in it that can be seen")
     return text
 
 
+def _one_line(title: str) -> str:
+    if _BREAKS_OR_TURNS.search(title):
+        raise ValueError("it must be one line, without marks that turn its direction")
+    return title
+
+
 def _not_the_agent(name: str) -> str:
-    if auth.fold_name(name) == chat.AGENT:
+    if names.shape(name) == names.shape(chat.AGENT):
         raise ValueError("that name belongs to the agent; choose another")
     return name
 
 
 _Text = StringConstraints(strip_whitespace=True, min_length=1)
-Name = Annotated[
-    str, _Text, StringConstraints(max_length=40), AfterValidator(_printable), AfterValidator(_not_the_agent)
-]  # fmt: skip
+Name = Annotated[str, _Text, AfterValidator(names.readable), AfterValidator(_not_the_agent)]
 
 
 class LoginBody(BaseModel):
@@ -45,7 +54,10 @@ class LoginBody(BaseModel):
 class ThreadBody(BaseModel):
     """POST /api/threads; members are names or user ids, the creator is one anyway."""
 
-    title: Annotated[str, _Text, StringConstraints(max_length=120), AfterValidator(_printable)]
+    title: Annotated[
+        str, _Text, StringConstraints(max_length=120), AfterValidator(_printable),
+        AfterValidator(_one_line),
+    ]  # fmt: skip
     members: Annotated[list[Name], Field(max_length=chat.MAX_MEMBERS)] = []
 
 

@@ -34,12 +34,12 @@ class Connections:
         async def noted(request: ConnectionRequest) -> str | None:
             user = await authenticate(request)
             task = request.scope.get(_TASK)
-            if user is not None and task is not None:
-                tasks = self._tasks.setdefault(user, set())
-                if task not in tasks:
-                    tasks.add(task)
-                    task.add_done_callback(partial(self._gone, user))
-            return user
+            if user is None or task is None or task in self._tasks.get(user, ()):
+                return user
+            self._tasks.setdefault(user, set()).add(task)
+            task.add_done_callback(partial(self._gone, user))
+            # again: who signed out since the first answer did not find this task to cut
+            return await authenticate(request)
 
         return noted
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 from pydantic import BaseModel, ValidationError
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("commitcast.demo")
 
 MAX_BODY_BYTES = 64 * 1024
+MAX_BODY_SECONDS = 10.0
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -79,20 +82,34 @@ async def on_database_error(_request: Request, error: Exception) -> Response:
     ).response()  # fmt: skip
 
 
+async def _received(request: Request) -> bytes:
+    received = bytearray()
+    try:
+        async for chunk in request.stream():
+            received += chunk
+            if len(received) > MAX_BODY_BYTES:
+                raise Problem(
+                    413, "Body too large", f"The body may have at most {MAX_BODY_BYTES} bytes."
+                )
+    except ClientDisconnect:
+        raise Problem(400, "Body not whole", "The connection ended within the body.") from None
+    return bytes(received)
+
+
 async def read_body(request: Request, model: type[Body]) -> Body:
     """The request's JSON body, checked; raises Problem with the place of each error."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         # a page of another site cannot send this type without asking first (CORS preflight)
         raise Problem(415, "Not JSON", "Send the body as Content-Type: application/json.")
-    received = bytearray()
-    async for chunk in request.stream():
-        received += chunk
-        if len(received) > MAX_BODY_BYTES:
-            raise Problem(
-                413, "Body too large", f"The body may have at most {MAX_BODY_BYTES} bytes."
-            )
     try:
-        return model.model_validate_json(bytes(received))
+        async with asyncio.timeout(MAX_BODY_SECONDS):
+            received = await _received(request)
+    except TimeoutError:
+        raise Problem(
+            408, "Body too slow", f"The body must be here within {MAX_BODY_SECONDS:g} seconds."
+        ) from None
+    try:
+        return model.model_validate_json(received)
     except ValidationError as error:
         errors = [
             {"pointer": "#/" + "/".join(str(part) for part in one["loc"]), "detail": one["msg"]}

@@ -31,6 +31,8 @@ class WorkerOptions:
     listener: int
     """The number of the listening socket."""
     address: str
+    hosts: list[str]
+    """The names and addresses that the server answers for, besides those of loopback."""
     database_url: str
     model: str
     step_delay_ms: int

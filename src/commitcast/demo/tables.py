@@ -50,12 +50,16 @@ class User(Base):
     created_at: Mapped[datetime] = mapped_column(UtcTime, default=now)
 
 
-class Session(Base):
-    """A signed-in browser: only the digest of its token is kept."""
+class Token(Base):
+    """A token of a signed-in browser: only its digest is kept.
 
-    __tablename__ = "demo_sessions"
+    `sign_in` is the digest of the bearer token that the sign-in gave: all that came of it ends with it.
+    """
+
+    __tablename__ = "demo_tokens"
 
     digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    sign_in: Mapped[str] = mapped_column(String(64), index=True)
     kind: Mapped[str] = mapped_column(String(10))
     user_id: Mapped[str] = mapped_column(ForeignKey(User.id), index=True)
     expires_at: Mapped[datetime] = mapped_column(UtcTime, index=True)

@@ -21,8 +21,13 @@ from commitcast.demo.supervisor import WorkerOptions
 
 if TYPE_CHECKING:
     import uvicorn
+    from starlette.types import ASGIApp
 
 _GRACEFUL_SHUTDOWN_S: Final = 5
+_KEEP_ALIVE_S: Final = 5
+_MAX_HEADER_BYTES: Final = 32 * 1024
+MAX_CONNECTIONS: Final = 500
+"""Well below the 1,024 descriptors that a process has by default; who comes later gets 503."""
 _STDIN: Final = 0
 _THREADS_END_WITHIN_S: Final = 2.0
 
@@ -44,7 +49,7 @@ def run(options: WorkerOptions, listener: socket.socket, *, supervised: bool) ->
     try:
         app = create_app(
             options.database_url, model=options.model, step_delay_ms=options.step_delay_ms,
-            supervised=supervised,
+            supervised=supervised, hosts=options.hosts,
         )  # fmt: skip
     except Exception as error:  # noqa: BLE001  (pydantic-ai and its providers raise many kinds)
         stop(_first_line(error))
@@ -53,15 +58,27 @@ def run(options: WorkerOptions, listener: socket.socket, *, supervised: bool) ->
             asyncio.run(_prepare(options.database_url))
     except Exception as error:  # noqa: BLE001  (drivers raise many kinds; any means: no database)
         stop(f"cannot use the database: {_first_line(error)}; check --database-url")
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=_GRACEFUL_SHUTDOWN_S,
-        lifespan="on",
-    )
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve(uvicorn.Server(config), listener, options))
+        asyncio.run(_serve(uvicorn.Server(server_config(app)), listener, options))
+
+
+def server_config(app: ASGIApp, **options: Any) -> uvicorn.Config:
+    """A server with limits. Uvicorn has none for how long a header takes: put a proxy before it."""
+    import uvicorn
+
+    settings: dict[str, Any] = {
+        "log_level": "warning",
+        "access_log": False,
+        "timeout_graceful_shutdown": _GRACEFUL_SHUTDOWN_S,
+        "lifespan": "on",
+        "http": "h11",  # of uvicorn's parsers the one that bounds the size of headers
+        "h11_max_incomplete_event_size": _MAX_HEADER_BYTES,
+        "ws": "none",
+        "limit_concurrency": MAX_CONNECTIONS,
+        "timeout_keep_alive": _KEEP_ALIVE_S,
+        "server_header": False,
+    }
+    return uvicorn.Config(app, **(settings | options))
 
 
 async def _prepare(database_url: str) -> None:

@@ -24,7 +24,7 @@ async function call(method, path, body, more = {}) {
   } catch {
     throw new Error("The server cannot be reached. Try again in a moment.");
   }
-  if (response.status === 401 && state.me && path !== "/api/login") signOut();
+  if (response.status === 401 && state.me && path !== "/api/login") leave();
   const answer = await response.json().catch(() => ({}));
   if (!response.ok) {
     const problem = { status: response.status, ...answer };
@@ -79,7 +79,13 @@ function keep(me) {
   sessionStorage.setItem("commitcast-demo", JSON.stringify(me));
 }
 
-function signOut() {
+async function signOut() {
+  // a server that is away forgets the token when it expires
+  await call("POST", "/api/logout").catch(() => {});
+  leave();
+}
+
+function leave() {
   sessionStorage.removeItem("commitcast-demo");
   outbox.forget();
   mine?.close();

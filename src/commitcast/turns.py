@@ -172,6 +172,13 @@ class Turns:
         while self._ours is not None and self._ours[1] is loop:  # noqa: ASYNC110 - of any thread
             await asyncio.sleep(_LOOK_EVERY_S)
 
+    async def end(self) -> None:
+        """Wait as `still` does, and cancel what only waits for its turn: nothing comes after."""
+        await self.still()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
     async def outlast(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Run `work` in a task of its own, which goes on if who waits for it is cancelled."""
         try:
@@ -182,7 +189,13 @@ class Turns:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            waiting = asyncio.current_task()
+            if task.cancelled() and waiting is not None and not waiting.cancelling():
+                raise TransactionOpen("Commitcast stops, and had not got its turn") from None
+            raise
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

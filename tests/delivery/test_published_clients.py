@@ -47,10 +47,12 @@ UNREACHABLE = re.compile(r"code (ENOTFOUND|EAI_AGAIN|ECONN\w+|ETIMEDOUT|ENETUNRE
 
 
 @pytest.fixture(scope="session")
-def npm_clients(request: pytest.FixtureRequest) -> Path:
+def npm_clients(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A folder with the clients of ``clients/package-lock.json``, installed once."""
-    assert request.config.cache is not None
-    folder = request.config.cache.mkdir("sse-clients")
+    cache = getattr(request.config, "cache", None)  # none with -p no:cacheprovider
+    folder: Path = tmp_path_factory.mktemp("npm") if cache is None else cache.mkdir("sse-clients")
     lock = (HERE / "package-lock.json").read_text()
     installed = folder / "installed-lock.json"
     for name in ("package.json", "package-lock.json", "read.mjs"):

@@ -309,7 +309,7 @@ async def test_g4_offsets_are_contiguous_in_each_epoch_while_streams_come_and_go
         for event in written.events:
             seen[event.epoch].append(event.offset)
 
-    monkeypatch.setattr(coordinator, "committed", keep)
+    monkeypatch.setattr(coordinator._handover, "committed", keep)
 
     async def write(who: int) -> None:
         for n in range(8):

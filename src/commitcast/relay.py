@@ -22,11 +22,12 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import func, literal, select
+from sqlalchemy import literal, select
 
 from commitcast.lease import Lease, insert_into
 from commitcast.score import LayerPair
 from commitcast.sqlite import READ_ONLY_OPTION
+from commitcast.undelivered import Undelivered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("commitcast")
 _STREAMS_AT_ONCE: Final = 16
-_UNDELIVERED_AT_ONCE: Final = 1000
+_FAILED_PAUSE_S: Final = 0.05
 _TURN_S: Final = 0.25
 """How long a stream with a backlog is delivered before others are looked for."""
 _SLOW_S: Final = 0.5
@@ -94,7 +95,8 @@ class Relay:
         self._tables = log.tables
         self._deliver = deliver
         self._name = name
-        self._lease = Lease(engine, log.tables, name=name, lease_s=lease_s, taken=self._hinted.set)
+        self._undelivered = Undelivered(self._reader, log.tables, name, poll_interval_s)
+        self._lease = Lease(engine, log.tables, name=name, lease_s=lease_s, taken=self._taken)
         self._limit_s = limit_s
         self._poll_interval_s = poll_interval_s
         self._page_events = page_events
@@ -105,13 +107,17 @@ class Relay:
         self.overdue: set[str] = set()
         """Streams whose last call of ``deliver`` was not done at its deadline."""
         self._retry_at: dict[str, tuple[float, float]] = {}
-        self._turn = 0
-        """The stream's id after which the next look begins; 0 is the first."""
         self._steps = steps
         self._committed_at: dict[tuple[str, int], float] = {}
 
-    def hint(self, _streams: Collection[str]) -> None:
-        """There may be something to deliver."""
+    def hint(self, streams: Collection[str]) -> None:
+        """There may be something to deliver in these."""
+        if self._lease.is_ours:  # who takes it looks at all
+            self._undelivered.name(streams)
+            self._hinted.set()
+
+    def _taken(self) -> None:
+        self._undelivered.look_soon()
         self._hinted.set()
 
     def committed(self, events: Sequence[CommittedEvent]) -> None:
@@ -148,7 +154,9 @@ class Relay:
                 except _LeaseLost:
                     self._lease.lose()
                 except Exception as error:  # noqa: BLE001 - drivers raise their own on connect
+                    self._undelivered.look_soon()
                     _logger.warning("commitcast: relay waits: %s", type(error).__name__)
+                    await asyncio.sleep(_FAILED_PAUSE_S)
                 try:
                     async with asyncio.timeout(self._pause_s()):
                         await self._hinted.wait()
@@ -171,7 +179,8 @@ class Relay:
             task.cancel()
 
     def _pause_s(self) -> float:
-        due = min((at for at, _ in self._retry_at.values()), default=float("inf"))
+        due = min((at for at, _ in self._retry_at.values()), default=self._undelivered.look_at)
+        due = min(due, self._undelivered.look_at)
         return max(0.01, min(self._poll_interval_s, due - time.monotonic()))
 
     # --- delivering -----------------------------------------------------------------------
@@ -181,7 +190,8 @@ class Relay:
             begun = set()
             for found in due:
                 if len(self._busy) >= _BUSY_AT_ONCE:
-                    break
+                    self._undelivered.name([found.name])
+                    continue
                 await self._places.acquire()
                 task = asyncio.create_task(
                     self._deliver_stream(
@@ -202,22 +212,18 @@ class Relay:
     def _done(self, stream: str, task: asyncio.Task[None]) -> None:
         del self._busy[stream]
         self._returned = time.monotonic()
-        self._hinted.set()
+        self.hint([stream])
         if not task.cancelled() and task.exception() is not None:
             self._error = task.exception()
 
     async def _due(self) -> list[Any]:
-        """Streams to deliver now, a page at most; each call goes on after the last one's.
-
-        Those that wait to be tried again are passed over, however many they are.
-        """
-        seen: set[str] | None = None
-        while True:
-            if self._turn == 0:
-                seen, began = set(), time.monotonic()
-            page = await self._undelivered(self._turn)
-            full = len(page) == _UNDELIVERED_AT_ONCE
-            self._turn = page[-1].id if full else 0
+        """Streams to deliver now, some at a time; those that wait to be tried again are passed over."""
+        now = time.monotonic()
+        self._undelivered.name([name for name, (at, _) in self._retry_at.items() if at <= now])
+        while (found := await self._undelivered.next()) is not None:
+            page, named = found
+            for name in named.difference(f.name for f in page):
+                self._retry_at.pop(name, None)  # erased or trimmed: nothing to try again
             now = time.monotonic()
             due = [
                 f
@@ -226,33 +232,7 @@ class Relay:
             ]
             if due:
                 return due
-            if seen is None:
-                continue
-            seen.update(found.name for found in page)
-            if not full:
-                for name, (at, _) in list(self._retry_at.items()):
-                    if at <= began and name not in seen:  # erased or trimmed: nothing to try again
-                        del self._retry_at[name]
-                return []
-
-    async def _undelivered(self, after_id: int) -> list[Any]:
-        streams, deliveries = self._tables.streams, self._tables.deliveries
-        delivered = func.coalesce(deliveries.c.delivered, 0)
-        async with self._reader.connect() as conn:
-            rows = await conn.execute(
-                select(streams.c.id, streams.c.name, delivered.label("delivered"))
-                .select_from(
-                    streams.outerjoin(
-                        deliveries,
-                        (deliveries.c.stream_id == streams.c.id)
-                        & (deliveries.c.relay == self._name),
-                    )
-                )
-                .where(streams.c.head > delivered, streams.c.id > after_id)
-                .order_by(streams.c.id)
-                .limit(_UNDELIVERED_AT_ONCE)
-            )
-            return list(rows)
+        return []
 
     async def _deliver_stream(
         self, stream_id: int, stream: str, delivered: int, place: _Place
@@ -267,7 +247,7 @@ class Relay:
     ) -> None:
         """Deliver one page, or of a backlog as many as fit in a turn, so that others have theirs.
 
-        A new turn begins with a look at all streams, which takes too long to have for each page.
+        A new turn begins with a look at its stream, which takes too long to have for each page.
         """
         until = time.monotonic() + _TURN_S
         epoch: str | None = None

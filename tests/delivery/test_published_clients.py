@@ -47,9 +47,7 @@ UNREACHABLE = re.compile(r"code (ENOTFOUND|EAI_AGAIN|ECONN\w+|ETIMEDOUT|ENETUNRE
 
 
 @pytest.fixture(scope="session")
-def npm_clients(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def npm_clients(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the clients of ``clients/package-lock.json``, installed once."""
     cache = getattr(request.config, "cache", None)  # none with -p no:cacheprovider
     folder: Path = tmp_path_factory.mktemp("npm") if cache is None else cache.mkdir("sse-clients")

@@ -10,6 +10,7 @@ import pytest
 
 from commitcast.relay import Relay
 from commitcast.settings import Retention
+from commitcast.undelivered import Undelivered
 
 from .live import PATIENCE_S, say
 
@@ -151,17 +152,17 @@ async def test_g3_a_stream_that_never_pauses_does_not_hold_up_the_others(
 async def test_a_backlog_is_delivered_in_turns_and_not_with_a_look_at_all_streams_for_each_page(
     database: Database, monkeypatch: pytest.MonkeyPatch, turn_s: float, looks: range
 ) -> None:
-    engine, layer, asked = database.engine(), SocketLayer(), list[int]()
+    engine, layer, asked = database.engine(), SocketLayer(), list[Any]()
     async with database.coordinator(engine, deliver=layer.send) as coordinator:
         await relay_owns(coordinator)
     await say(engine, "thread:7", *range(30))
-    undelivered = Relay._undelivered
+    read = Undelivered._read
 
-    async def counted(self: Relay, after_id: int) -> list[Any]:
-        asked.append(after_id)
-        return await undelivered(self, after_id)
+    async def counted(self: Undelivered, wanted: Any) -> list[Any]:
+        asked.append(wanted)
+        return await read(self, wanted)
 
-    monkeypatch.setattr(Relay, "_undelivered", counted)
+    monkeypatch.setattr(Undelivered, "_read", counted)
     monkeypatch.setattr("commitcast.relay._TURN_S", turn_s)
     coordinator.detach()
     async with database.coordinator(engine, deliver=layer.send, page_events=3, poll_interval_s=60):
@@ -172,11 +173,53 @@ async def test_a_backlog_is_delivered_in_turns_and_not_with_a_look_at_all_stream
     assert len(asked) in looks
 
 
+async def test_g10_a_commit_is_delivered_without_a_look_at_streams_it_has_nothing_to_do_with(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, layer, looks = database.engine(), SocketLayer(), list[Any]()
+    look = Undelivered._look
+
+    async def counted(self: Undelivered) -> list[Any]:
+        looks.append(None)
+        return await look(self)
+
+    monkeypatch.setattr(Undelivered, "_look", counted)
+    async with database.coordinator(engine, deliver=layer.send, poll_interval_s=60) as coordinator:
+        await relay_owns(coordinator)
+        await say(engine, "thread:7", 0)
+        await layer.until(lambda: layer.of("thread:7"))
+        before = len(looks)
+        for n in range(1, 20):
+            await say(engine, f"thread:{n % 3}", n)
+        await layer.until(lambda: len(layer.taken) >= 20)
+        assert len(looks) == before
+
+
+async def test_g3_where_looking_at_all_streams_takes_long_it_takes_a_share_of_the_time(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("commitcast.undelivered.time.monotonic", lambda: clock[0])
+    engine = database.engine()
+    undelivered = Undelivered(engine, database.coordinator(engine).tables, "default", 1.0)
+    for takes_s, pause_s in ((0.001, 1.0), (3.0, 60.0)):
+        clock[0] = undelivered.look_at
+
+        async def read(_wanted: Any, takes_s: float = takes_s) -> list[Any]:
+            clock[0] += takes_s
+            return []
+
+        monkeypatch.setattr(undelivered, "_read", read)
+        assert await undelivered.next() == ([], set())
+        assert await undelivered.next() is None
+        assert undelivered.look_at - clock[0] == pytest.approx(pause_s)
+
+
 @pytest.mark.parametrize("sick_first", [True, False])
 async def test_g3_streams_that_are_refused_hold_up_no_other_however_many_they_are(
     database: Database, monkeypatch: pytest.MonkeyPatch, sick_first: bool
 ) -> None:
-    monkeypatch.setattr("commitcast.relay._UNDELIVERED_AT_ONCE", 2)
+    monkeypatch.setattr("commitcast.undelivered._AT_ONCE", 2)
     engine, layer = database.engine(), SocketLayer()
     layer.poison = {1}
     streams = [(f"thread:sick-{i}", 1) for i in range(4)]
@@ -193,7 +236,7 @@ async def test_g3_streams_that_are_refused_hold_up_no_other_however_many_they_ar
 async def test_g3_streams_that_never_pause_take_turns_with_those_past_the_first_page(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("commitcast.relay._UNDELIVERED_AT_ONCE", 2)
+    monkeypatch.setattr("commitcast.undelivered._AT_ONCE", 2)
     engine, layer = database.engine(), SocketLayer()
 
     async def deliver(event: CommittedEvent) -> None:
@@ -228,7 +271,7 @@ async def test_a_refused_stream_that_was_erased_is_not_asked_about_for_ever(
         await coordinator.erase(stream="thread:7")
         pauses.clear()
         async with asyncio.timeout(PATIENCE_S):
-            while 30 not in pauses:  # noqa: ASYNC110 - nobody signals it
+            while max(pauses, default=0) < 15:  # noqa: ASYNC110 - nobody signals it
                 await asyncio.sleep(0.01)
 
 

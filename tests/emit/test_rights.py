@@ -130,10 +130,12 @@ async def works(coordinator: Coordinator, engine: AsyncEngine) -> None:
         await say(engine, "thread:7")
         assert (await anext(reader)).data == {"n": 1}
         await say(engine, "thread:7", "thread:8")
-        async with coordinator.operation("save", user="ann", id="k", stream="thread:7") as op:
-            async with op.begin() as session:
-                await session.commit()  # a checkpoint
-                op.emit(Event("saved"))
+        async with (
+            coordinator.operation("save", user="ann", id="k", stream="thread:7") as op,
+            op.begin() as session,
+        ):
+            await session.commit()  # a checkpoint
+            op.emit(Event("saved"))
         async with coordinator.operation("save", user="ann"):
             pass  # left without commit
         assert len(await coordinator.operations("rolled_back", everyone=True)) == 1

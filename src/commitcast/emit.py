@@ -230,7 +230,7 @@ def _emit_in_session(
     session: Session, stream: str, event: object, labels: dict[str, str | None]
 ) -> None:
     where = where_in(session)
-    made = _make(where.attachment, where.bind, stream, event, labels)
+    made = _make(where.attachment, where.bind, stream, event, labels, sized=not where.waits)
     if not session.in_transaction():
         if not session.autobegin:
             raise NoTransaction(
@@ -281,6 +281,8 @@ def _make(
     stream: str,
     event: object,
     labels: dict[str, str | None],
+    *,
+    sized: bool = True,
 ) -> Emit:
     if bind is not None:
         refuse_level(level_option(bind), row_locks=bind.dialect.name != "sqlite")
@@ -297,5 +299,5 @@ def _make(
     if callable(event) and not isinstance(event, type):
         return Emit(order, order, (), stream, None, cast("Any", event), labels)
     max_bytes = DEFAULT_MAX_EVENT_BYTES if attachment is None else attachment.max_event_bytes
-    encoded = encode(stream, event, max_bytes=max_bytes, **labels)
-    return Emit(order, order, (), stream, encoded, None, labels)
+    encoded = encode(stream, event, max_bytes=max_bytes if sized else sys.maxsize, **labels)
+    return Emit(order, order, (), stream, encoded, None, labels, sized=sized)

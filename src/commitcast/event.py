@@ -276,11 +276,7 @@ def encode(
     """
     name, data = _type_and_data(event)
     encoded = to_json(data, f"the data of {name!r} for stream {stream!r}")
-    if len(encoded) > max_bytes:
-        raise InvalidEvent(
-            f"the data of {name!r} for stream {stream!r} takes {len(encoded)} bytes, more than "
-            f"the limit of {max_bytes}; store the content and send its id"
-        )
+    check_size(name, stream, len(encoded), max_bytes)
     return EncodedEvent(
         id=os.urandom(16).hex(),
         stream=stream,
@@ -290,6 +286,15 @@ def encode(
         operation=operation,
         trace_parent=trace_parent,
     )
+
+
+def check_size(name: str, stream: str, size_bytes: int, max_bytes: int) -> None:
+    """Raise `InvalidEvent` for data that is too large."""
+    if size_bytes > max_bytes:
+        raise InvalidEvent(
+            f"the data of {name!r} for stream {stream!r} takes {size_bytes} bytes, more than "
+            f"max_event_bytes, which is {max_bytes}; store the content and send its id"
+        )
 
 
 def resolve(

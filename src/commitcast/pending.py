@@ -28,7 +28,7 @@ from commitcast.errors import (
     OperationError,
     TwoPhaseRefused,
 )
-from commitcast.event import EncodedEvent, resolve
+from commitcast.event import EncodedEvent, check_size, resolve
 from commitcast.in_commit import call
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ class Emit:
     make: Callable[[], object] | None
     labels: dict[str, str | None]
     void: bool = False
+    sized: bool = True
+    """Not where its coordinator, and so the limit, was not known when it was made."""
 
     def resolved(self, max_bytes: int) -> EncodedEvent:
         """The event; a function is called once."""
@@ -74,6 +76,10 @@ class Emit:
             self.encoded = resolve(
                 self.stream, lambda: call(make, purpose), max_bytes=max_bytes, **self.labels
             )
+        elif not self.sized:
+            size_bytes = len(self.encoded.data_json.encode())
+            check_size(self.encoded.type, self.stream, size_bytes, max_bytes)
+            self.sized = True
         return self.encoded
 
 

@@ -12,7 +12,7 @@ from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from commitcast import Coordinator, Event, emit, sqlite
-from commitcast.errors import NotAttached, SeveralEngines
+from commitcast.errors import InvalidEvent, NotAttached, SeveralEngines
 from commitcast.testing import capture
 
 from .places import SYNC_DRIVERS, App, Base, Note, everywhere
@@ -222,6 +222,30 @@ def test_g1_an_event_goes_where_the_session_writes(
         session.flush()
         session.rollback()
     assert app.sent() == app.notes() == ["a", "b"]
+
+
+@everywhere
+@pytest.mark.parametrize("kind", ["sharded", "binds"])
+def test_g10_a_session_that_chooses_its_engine_has_the_limit_of_its_coordinator(
+    app: App, kind: str
+) -> None:
+    app.coordinator.detach()
+    for limit, size, taken in ((100, 90, True), (100, 110, False), (200_000, 100_000, True)):
+        coordinator = Coordinator(app.async_engine or app.engine, max_event_bytes=limit)
+        session = sharded(app.engine) if kind == "sharded" else Session(binds={Base: app.engine})
+        with session:
+            session.add(Note(text=str(size)))
+            if taken:
+                emit(session, "thread:7", Event("sized", "x" * size))
+                session.commit()
+            else:
+                with pytest.raises(InvalidEvent, match="max_event_bytes, which is 100"):
+                    emit(session, "thread:7", Event("sized", "x" * size))
+                    session.commit()
+                session.rollback()
+        coordinator.detach()
+    assert app.notes() == ["90", "100000"]
+    assert app.sent() == ["sized", "sized"]
 
 
 @everywhere

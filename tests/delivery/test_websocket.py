@@ -47,9 +47,7 @@ def application(coordinator: Coordinator) -> Starlette:
             finally:
                 leaving.cancel()
 
-    return Starlette(
-        routes=[WebSocketRoute("/live/{stream}", live)], lifespan=coordinator.lifespan
-    )
+    return Starlette(routes=[WebSocketRoute("/live/{stream}", live)], lifespan=coordinator.lifespan)
 
 
 async def test_a_drain_ends_a_websocket_with_a_code_and_its_position_and_no_traceback(

@@ -125,6 +125,8 @@ class Delivery:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._turns is not None:
+            await self._turns.end()
 
     @property
     def last_read_age_s(self) -> float | None:

@@ -19,9 +19,10 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from sqlalchemy import event as sa_event
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncTransaction
 
 from commitcast.errors import CommitcastError
+from commitcast.outlast import outlast
 from commitcast.sqlite import UNQUEUED_OPTION
 
 if TYPE_CHECKING:
@@ -197,6 +198,19 @@ class Turns:
                 raise TransactionOpen("Commitcast stops, and had not got its turn") from None
             raise
 
+    async def end(self) -> None:
+        """Cancel what was left to outlast its caller, none of it in the database.
+
+        Otherwise it would go on after the application has disposed of its engine: with a connection
+        that nobody closes, or in a new database in memory.
+        """
+        loop = asyncio.get_running_loop()
+        await self.still()
+        left = [task for task in self._tasks if task.get_loop() is loop]
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
@@ -209,7 +223,7 @@ class Turns:
     async def return_kept(self) -> None:
         """Return what was kept; in our turn."""
         while self._kept:
-            await AsyncConnection.close(self._kept.pop())
+            await _whole(AsyncConnection.close(self._kept.pop()))
 
 
 class _TurnConnection(AsyncConnection):
@@ -222,11 +236,12 @@ class _TurnConnection(AsyncConnection):
     async def start(self, is_ctxmanager: bool = False) -> Self:
         await self._turns.take(self)
         try:
-            await super().start(is_ctxmanager)
             try:
+                await _whole(super().start(is_ctxmanager))
                 await self._wait_for_the_unseen()
             except BaseException:
-                self._turns.keep(self)
+                if self.sync_connection is not None:
+                    self._turns.keep(self)
                 raise
             await self._turns.return_kept()
         except BaseException:
@@ -253,9 +268,44 @@ class _TurnConnection(AsyncConnection):
 
     async def close(self) -> None:
         try:
-            await super().close()
+            await _whole(super().close())
         finally:
             self._turns.give(self)
+
+    async def execute(self, *args: Any, **options: Any) -> Any:
+        return await _whole(super().execute(*args, **options))
+
+    async def run_sync(self, *args: Any, **options: Any) -> Any:
+        return await _whole(super().run_sync(*args, **options))
+
+    async def commit(self) -> None:
+        await _whole(super().commit())
+
+    async def rollback(self) -> None:
+        await _whole(super().rollback())
+
+    def begin(self) -> AsyncTransaction:
+        return _TurnTransaction(self)
+
+    def begin_nested(self) -> AsyncTransaction:
+        return _TurnTransaction(self, nested=True)
+
+
+class _TurnTransaction(AsyncTransaction):
+    """Begins and ends whole, though who waits for it is cancelled."""
+
+    async def start(self, is_ctxmanager: bool = False) -> Self:
+        await _whole(super().start(is_ctxmanager))
+        return self
+
+    async def commit(self) -> None:
+        await _whole(super().commit())
+
+    async def rollback(self) -> None:
+        await _whole(super().rollback())
+
+    async def __aexit__(self, type_: object, value: object, traceback: object) -> None:
+        await _whole(super().__aexit__(type_, value, traceback))
 
 
 class _TurnEngine(AsyncEngine):
@@ -270,6 +320,17 @@ class _TurnEngine(AsyncEngine):
 
     def execution_options(self, **options: Any) -> AsyncEngine:
         return _TurnEngine(self.sync_engine.execution_options(**options), self._turns)
+
+
+async def _whole(step: Coroutine[Any, Any, _T]) -> _T:
+    """Let one step in the database end before a cancellation of who waits for it goes on."""
+    task = asyncio.get_running_loop().create_task(step)
+    interrupted = await outlast(task, _PATIENCE_S)
+    if interrupted is None:
+        return task.result()
+    if task.done() and not task.cancelled():
+        task.exception()
+    raise interrupted
 
 
 def _current_task() -> asyncio.Task[Any] | None:

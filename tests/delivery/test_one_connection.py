@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import Column, Integer, MetaData, Table, create_engine, func, select
+from sqlalchemy import event as sa_event
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.pool import AssertionPool, NullPool, StaticPool
 
@@ -18,7 +19,7 @@ from .live import PATIENCE_S, say, serving
 from .test_relay import SocketLayer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -221,6 +222,57 @@ async def test_g3_the_database_outlives_stops_and_readers_that_are_cancelled(
             for _ in range(steps * 2):
                 await asyncio.sleep(0)
     assert await count(engine) == 1
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda coordinator: coordinator.erase(stream="thread:7"),
+        lambda coordinator: coordinator.erase(user="ann"),
+        lambda coordinator: coordinator.trim(),
+        lambda coordinator: coordinator.mark_restored(),
+        lambda coordinator: coordinator.migrate(),
+    ],
+    ids=["erase stream", "erase user", "trim", "mark_restored", "migrate"],
+)
+async def test_g3_the_database_outlives_work_that_is_cancelled_in_any_of_its_statements(
+    coordinator: Coordinator, engine: AsyncEngine, work: Callable[[Coordinator], Any]
+) -> None:
+    await save(engine, 1)
+    cancelled = statements = 0
+    working: asyncio.Task[Any] | None = None
+
+    def cancel(*_: object) -> None:
+        nonlocal statements
+        statements += 1
+        if statements == cancelled and working is not None:
+            working.cancel()
+
+    sa_event.listen(engine.sync_engine, "before_cursor_execute", cancel)
+    while statements >= cancelled:  # until it has fewer
+        cancelled, statements = cancelled + 1, 0
+        working = asyncio.create_task(work(coordinator))
+        await asyncio.wait({working})
+        assert working.cancelled() == (statements >= cancelled)
+    sa_event.remove(engine.sync_engine, "before_cursor_execute", cancel)
+    assert cancelled > 1
+    assert await count(engine) == 1
+
+
+async def test_nothing_of_ours_goes_on_when_the_coordinator_has_been_left(
+    engine: AsyncEngine, coordinator: Coordinator
+) -> None:
+    async with coordinator:
+        readers = [
+            asyncio.create_task(coordinator.subscribe("thread:7", after="earliest").start())
+            for _ in range(3)
+        ]
+        await asyncio.sleep(0)
+        for reader in readers:
+            reader.cancel()
+        await asyncio.wait(readers)
+    assert coordinator._turns is not None
+    assert not coordinator._turns._tasks
 
 
 async def test_sse_reads_from_a_database_in_memory(

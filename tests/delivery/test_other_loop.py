@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -52,14 +53,27 @@ def test_g10_no_commit_fails_because_the_loop_of_delivery_is_closed(
     with pytest.raises(NotRunning, match="enter it again"):
         coordinator.subscribe("thread:7")
 
+    thread = threading.Thread(target=lambda: asyncio.run(say(engine, "thread:7", 3)))
+    thread.start()
+    thread.join()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            asyncio.run(say(engine, "thread:7", 4))
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+
     async def again() -> list[int]:
         async with coordinator, coordinator.subscribe("thread:7", after="earliest") as found:
-            await say(engine, "thread:7", 3)
-            numbers = [(await anext(found)).data["n"] for _ in range(3)]
+            await say(engine, "thread:7", 5)
+            numbers = [(await anext(found)).data["n"] for _ in range(5)]
         await coordinator.erase(stream="thread:7")
         return numbers
 
-    assert asyncio.run(again()) == [1, 2, 3]
+    assert asyncio.run(again()) == [1, 2, 3, 4, 5]
     coordinator.detach()
 
 

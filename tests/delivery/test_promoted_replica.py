@@ -19,6 +19,7 @@ from sqlalchemy import URL, func, select
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from commitcast import Coordinator
+from commitcast.errors import StandbyRefused
 
 from .live import PATIENCE_S, say, serving
 from .test_health_and_drain import Wire
@@ -150,3 +151,22 @@ async def test_g3_a_promoted_replica_that_lost_commits_is_told(clusters: list[Cl
         coordinator.detach()
         await engine.dispose()
         wire.cut()
+
+
+async def test_a_standby_is_refused_as_engine_and_as_reader(clusters: list[Cluster]) -> None:
+    primary, standby = clusters
+    await asyncio.to_thread(primary.create)
+    await asyncio.to_thread(primary.start)
+    engine, replica = create_async_engine(primary.url), create_async_engine(standby.url)
+    coordinator = Coordinator(engine)
+    await coordinator.migrate()
+    coordinator.detach()
+    await asyncio.to_thread(primary.copy_to, standby)
+    await asyncio.to_thread(standby.start)
+    for made in (lambda: Coordinator(replica), lambda: Coordinator(engine, reader=replica)):
+        refused = made()
+        with pytest.raises(StandbyRefused, match="give the primary"):
+            await refused.__aenter__()
+        refused.detach()
+    for each in (engine, replica):
+        await each.dispose()

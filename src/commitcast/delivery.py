@@ -121,7 +121,7 @@ class Delivery:
         for subscription in self.subscriptions():
             subscription.close("the node stops")
         if self._turns is not None:
-            await self._turns.end()
+            await self._turns.still()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

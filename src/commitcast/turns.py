@@ -173,13 +173,6 @@ class Turns:
         while self._ours is not None and self._ours[1] is loop:  # noqa: ASYNC110 - of any thread
             await asyncio.sleep(_LOOK_EVERY_S)
 
-    async def end(self) -> None:
-        """Wait as `still` does, and cancel what only waits for its turn: nothing comes after."""
-        await self.still()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
     async def outlast(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Run `work` in a task of its own, which goes on if who waits for it is cancelled."""
         try:

@@ -8,7 +8,7 @@ the first (G1). What has only read may fail: nothing is lost with it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import exc as sa_exc
 from sqlalchemy import func, select
@@ -116,7 +116,8 @@ def has_only_read(conn: Connection) -> bool:
     if conn.get_execution_options().get(READ_ONLY_OPTION) or level_option(conn) == "AUTOCOMMIT":
         return True
     if conn.dialect.name == "sqlite":
-        return not getattr(conn.connection.driver_connection, "in_transaction", True)
+        found: Any = conn.connection.dbapi_connection
+        return not getattr(conn.dialect.get_driver_connection(found), "in_transaction", True)
     return False
 
 

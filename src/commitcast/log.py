@@ -165,7 +165,8 @@ class Log:
             single = getattr(conn.connection.dbapi_connection, "autocommit", False)
         else:
             # pysqlite's mode without transactions is also what one has who sends BEGIN himself
-            driver: Any = conn.connection.driver_connection
+            found: Any = conn.connection.dbapi_connection
+            driver = conn.dialect.get_driver_connection(found)  # one that is detached has none
             without = driver.isolation_level is None or getattr(driver, "autocommit", 0) is True
             single = without and not driver.in_transaction
         return "AUTOCOMMIT" if single else ""

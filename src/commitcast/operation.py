@@ -248,6 +248,7 @@ class Operation:
         Raises:
             OperationEnded: the operation has an outcome, or is not entered.
             OperationLost: someone else rolled it back first.
+            OperationError: the session is joined to a transaction outside, so that it commits none.
         """
         self._check_open()
         if self._binding is not None and not self._binding.over:
@@ -283,6 +284,13 @@ class Operation:
             raise error
         if interrupted is not None:
             raise interrupted
+        if self.outcome is None:  # RELEASE of a savepoint, or nothing at all
+            raise OperationError(
+                self.id,
+                "the session of `sessions` has committed no transaction of its own (it is joined to "
+                "one that is open outside), so that the operation is not committed; give sessions "
+                "of an engine",
+            )
 
     async def _close(self, session: AsyncSession) -> asyncio.CancelledError | None:
         """Close our session whatever happens; returns a cancellation that came meanwhile."""

@@ -20,10 +20,12 @@ from commitcast.errors import (
     TwoPhaseRefused,
 )
 
-from .application import App, Saved, save
+from .application import App, Saved, running, save
 
 if TYPE_CHECKING:
     from conftest import Database
+
+    from .judge import Judge
 
 pytestmark = pytest.mark.anyio
 
@@ -213,6 +215,33 @@ async def test_what_is_not_there_yet_is_refused_clearly(app: App) -> None:
         with pytest.raises(OperationError, match=later):
             await app.coordinator.execute_coordinated_operation("save", print, user="a", **given)
     assert await app.outcomes() == []
+
+
+@pytest.mark.parametrize("mode", ["create_savepoint", "rollback_only", "conditional_savepoint"])
+async def test_g2_begin_never_returns_as_if_it_had_committed_in_a_transaction_outside(
+    database: Database, driver: str, judge: Judge, mode: Any
+) -> None:
+    engine = database.engine(driver)
+    joined: list[AsyncSession] = []
+
+    def sessions() -> AsyncSession:
+        joined.append(AsyncSession(outside, join_transaction_mode=mode))
+        return joined[-1]
+
+    async with (
+        running(engine, judge, database.coordinator, sessions=sessions) as app,
+        engine.connect() as outside,
+    ):
+        with pytest.raises(OperationError, match="no transaction of its own"):
+            async with app.entered() as op:
+                await outside.begin()
+                try:
+                    async with op.begin() as session:
+                        save(session, op)
+                finally:
+                    await outside.rollback()
+        assert len(joined) == 1
+        assert await app.outcomes() == ["rolled_back"]
 
 
 async def test_a_coordinator_that_is_not_entered_makes_no_operations(database: Database) -> None:

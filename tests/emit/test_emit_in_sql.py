@@ -126,6 +126,21 @@ def test_a_number_that_no_client_could_read_is_refused(engine: Engine, number: s
     assert send(engine, "thread:7", "e", '{"n": 1.7976931348623157e308, "m": 1e-400}')
 
 
+@pytest.mark.parametrize("inner", ["1", "[]", "{}", '{"k": 1}'])
+@pytest.mark.parametrize("deep", [252, 253, 254, 255, 2000])
+def test_what_is_too_deep_for_a_reader_in_python_is_refused(
+    engine: Engine, deep: int, inner: str
+) -> None:
+    """A relay that cannot decode an event would try it for ever."""
+    data = "[" * deep + inner + "]" * deep
+    levels = deep + (inner != "1")
+    assert send(engine, "thread:7", "e", data) == (levels <= 254)
+    value: Any = orjson.loads(inner)
+    for _ in range(deep):
+        value = [value]
+    assert takes(lambda _: encode("thread:7", Event("e", value)), "") == (levels <= 254)
+
+
 def test_g10_the_limit_is_that_of_what_is_stored(engine: Engine) -> None:
     numbers = ",".join("1" for _ in range(32_767))
     assert send(engine, "thread:7", "e", f"[{numbers},1]".replace(",1]", "]"))

@@ -50,6 +50,11 @@ BEGIN
         RAISE EXCEPTION 'commitcast: a number in the event data is larger than clients can read'
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Send it as a string.';
     END IF;
+    IF jsonb_path_exists(a_data, 'strict $.**{{254}} ? (@.type() == "array"
+        || @.type() == "object")') THEN
+        RAISE EXCEPTION 'commitcast: the event data is nested more than 254 deep'
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Send what is so deep as a string.';
+    END IF;
     -- as Python encodes: no spaces between values, and nothing that a client takes for a line's end
     encoded := regexp_replace(a_data::text, '("(?:[^"\\]|\\.)*")|([,:]) ', '\1\2', 'g');
     IF current_setting('server_encoding') = 'UTF8' THEN

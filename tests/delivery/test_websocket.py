@@ -55,17 +55,20 @@ async def test_a_drain_ends_a_websocket_with_a_code_and_its_position_and_no_trac
 ) -> None:
     engine = database.engine()
     coordinator = database.coordinator(engine, drain_s=0)
-    async with served(application(coordinator)) as server, asyncio.timeout(PATIENCE_S):
-        async with connect(f"ws://127.0.0.1:{server.port}/live/thread:7") as client:
-            await until(lambda: coordinator.counts()["subscriptions"] == 1)
-            await say(engine, "thread:7", 1)
-            frame: dict[str, Any] = json.loads(await client.recv())
-            assert frame["data"] == {"n": 1}
-            coordinator.begin_drain()
-            with pytest.raises(websockets.ConnectionClosed):
-                await client.recv()
-            assert client.close_code == 1012
-            assert client.close_reason == f"{frame['epoch']}:{frame['offset']}"
+    async with (
+        served(application(coordinator)) as server,
+        asyncio.timeout(PATIENCE_S),
+        connect(f"ws://127.0.0.1:{server.port}/live/thread:7") as client,
+    ):
+        await until(lambda: coordinator.counts()["subscriptions"] == 1)
+        await say(engine, "thread:7", 1)
+        frame: dict[str, Any] = json.loads(await client.recv())
+        assert frame["data"] == {"n": 1}
+        coordinator.begin_drain()
+        with pytest.raises(websockets.ConnectionClosed):
+            await client.recv()
+        assert client.close_code == 1012
+        assert client.close_reason == f"{frame['epoch']}:{frame['offset']}"
     assert not [record for record in caplog.records if record.exc_info]
 
 

@@ -163,8 +163,8 @@ async def test_a_standby_is_refused_as_engine_and_as_reader(clusters: list[Clust
     coordinator.detach()
     await asyncio.to_thread(primary.copy_to, standby)
     await asyncio.to_thread(standby.start)
-    for made in (lambda: Coordinator(replica), lambda: Coordinator(engine, reader=replica)):
-        refused = made()
+    for given, reader in ((replica, None), (engine, replica)):
+        refused = Coordinator(given, reader=reader)
         with pytest.raises(StandbyRefused, match="give the primary"):
             await refused.__aenter__()
         refused.detach()

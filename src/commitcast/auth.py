@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 _REFUSALS: Final = frozenset({401, 403, 404})
 _POLICY_VIOLATION: Final = 1008
-_FRAMING: Final = frozenset({"connection", "content-length", "content-type", "transfer-encoding"})
+_OURS: Final = frozenset(
+    {"cache-control", "connection", "content-length", "content-type", "transfer-encoding", "vary"}
+)
+_OURS_TOO: Final = "access-control-"
 _NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
@@ -94,7 +97,10 @@ def refusal(error: Exception) -> int | None:
 
 
 def refusal_headers(error: Exception) -> list[tuple[bytes, bytes]]:
-    """The headers that such an exception asks for, such as ``WWW-Authenticate``."""
+    """The headers that such an exception asks for, such as ``WWW-Authenticate``.
+
+    Without those that every answer has already: a browser refuses two origins.
+    """
     headers = getattr(error, "headers", None)
     if not isinstance(headers, Mapping):
         return []
@@ -102,6 +108,7 @@ def refusal_headers(error: Exception) -> list[tuple[bytes, bytes]]:
         (name.lower().encode("latin-1"), value.encode("latin-1"))
         for name, value in headers.items()
         if isinstance(name, str) and isinstance(value, str)
-        and name.lower() not in _FRAMING
+        and name.lower() not in _OURS
+        and not name.lower().startswith(_OURS_TOO)
         and _NAME.fullmatch(name) and _VALUE.fullmatch(value)
     ]  # fmt: skip

@@ -223,6 +223,12 @@ def _state_of(session: Session, *, attached: bool) -> SessionState | None:
             "commit would send the event; call session.rollback() (of a savepoint: its own "
             "rollback()), then emit"
         )
+    if state.has_ended_outside():
+        raise NoTransaction(
+            "the transaction that the session is joined to has been ended on its connection, behind "
+            "the session's back, so that it is not known what the session's commit or rollback does; "
+            "call session.rollback() before more work"
+        )
     return state
 
 

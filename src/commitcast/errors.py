@@ -164,7 +164,8 @@ class OperationLost(OperationError):
             operation_id,
             message
             or f"operation {operation_id} was rolled back by someone else (its node was taken for "
-            "dead, or its deadline passed) before this transaction committed; begin a new attempt",
+            "dead, its deadline passed, or its user was erased) before this transaction committed; "
+            "begin a new attempt",
         )
 
 

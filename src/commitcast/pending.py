@@ -191,6 +191,7 @@ class SessionState:
         "captured",
         "committing",
         "connection",
+        "joined",
         "nested",
         "others",
         "over",
@@ -215,6 +216,8 @@ class SessionState:
         self.over = False
         """Whether it has been committed or rolled back as a whole."""
         self.connection: weakref.ref[Connection] | None = None
+        self.joined: weakref.ref[RootTransaction] | None = None
+        """The connection's transaction that it began in, which others may end where it joined it."""
         self.others: list[weakref.ref[Connection]] = []
 
     def scope(self, session: Session) -> tuple[int, ...]:
@@ -236,12 +239,24 @@ class SessionState:
         """The transaction has begun on a connection."""
         known = self.live_connection()
         if known is None:
-            self.connection = weakref.ref(conn)
+            self._write_on(conn)
         elif conn not in self.connections():
             attached = carries(conn) and not carries(known)
-            ours = conn if attached else known
-            self.connection = weakref.ref(ours)
-            self.others.append(weakref.ref(known if ours is conn else conn))
+            self.others.append(weakref.ref(known if attached else conn))
+            if attached:
+                self._write_on(conn)
+
+    def _write_on(self, conn: Connection) -> None:
+        root = conn.get_transaction()
+        self.connection = weakref.ref(conn)
+        self.joined = weakref.ref(root) if isinstance(root, RootTransaction) else None
+
+    def has_ended_outside(self) -> bool:
+        """Whether others have ended the connection's transaction that the session is joined to."""
+        conn = self.live_connection()
+        if conn is None or self.joined is None:
+            return False
+        return self.joined() is not conn.get_transaction()
 
     def connections(self) -> list[Connection]:
         """Those that the session's transaction has begun on."""

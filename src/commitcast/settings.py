@@ -65,6 +65,9 @@ class Settings:
     access_limit_s: float = 10.0
     """How long ``authenticate``, ``authorize`` and ``operators`` may each take to answer. After
     that the client is turned away, or its connection closed; it is never let in."""
+    max_connection_s: float = 3600.0
+    """How long one connection is served; then the client comes back with its position. It bounds
+    what a connection costs whose end the server does not report. Spread by a fifth."""
     drain_s: float = 5.0
     """Time over which clients are closed when the node stops."""
     relay_lease_s: float = 10.0
@@ -98,6 +101,7 @@ class Settings:
             "stream_buffer_bytes", "node_buffer_bytes", "buffer_age_s", "chunk_bytes",
             "write_deadline_s", "keep_alive_s", "retry_ms", "max_connections",
             "max_connections_per_user", "max_connects_per_minute_per_user", "access_limit_s",
+            "max_connection_s",
             "max_operations_per_user", "max_operations_per_user_per_minute",
             "relay_lease_s", "deliver_limit_s", "lease_s", "operation_deadline_s",
             "commit_limit_s", "settle_wait_s", "invariants_stale_s", "health_check_every_s",

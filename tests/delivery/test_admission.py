@@ -229,6 +229,26 @@ async def test_g7_no_answer_while_a_client_is_served_ends_its_stream_and_it_may_
         assert await again.numbers(1) == [2]
 
 
+async def test_g10_nobody_is_served_for_ever_and_who_comes_back_has_missed_nothing(
+    database: Database,
+) -> None:
+    """It bounds what a connection costs whose end the server does not report."""
+    engine = database.engine()
+    coordinator = database.coordinator(engine, keep_alive_s=0.05, max_connection_s=0.2)
+    async with serving(coordinator) as site:
+        client = await site.listen("thread:7")
+        await client.named("subscribed")
+        await say(engine, "thread:7", 1)
+        assert await client.numbers(1) == [1]
+        assert await client.message() is None
+        assert client.ended_cleanly
+        await until(lambda: coordinator.counts()["connections"] == 0)
+        await say(engine, "thread:7", 2)
+        again = await site.listen("thread:7", headers={"Last-Event-ID": client.last_id or ""})
+        assert (await again.named("subscribed"))["recovered"] is True
+        assert await again.numbers(1) == [2]
+
+
 async def test_g7_no_answer_about_a_page_hands_out_nothing_of_it(database: Database) -> None:
     engine = database.engine()
     slow = Hanging(answer=True)

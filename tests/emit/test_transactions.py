@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError, InvalidRequestError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from commitcast import Event, emit
-from commitcast.errors import InvalidEvent
+from commitcast.errors import InvalidEvent, NoTransaction
 
 from .places import App, Note, everywhere, note
 
@@ -588,6 +588,27 @@ def test_g2_a_joined_session_goes_on_after_its_own_rollback(app: App) -> None:
         outer.commit()
     assert app.sent() == ["a", "a.2", "c", "c.2"]
     assert app.notes() == ["a", "c"]
+
+
+@everywhere
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("ended", ["rollback", "commit"])
+def test_g3_a_joined_session_whose_transaction_was_ended_outside_takes_no_event(
+    app: App, mode: str, ended: str
+) -> None:
+    """SQLAlchemy goes on in another transaction, of which the session's own end is no end."""
+    with app.engine.connect() as conn:
+        conn.begin()
+        with Session(conn, join_transaction_mode=mode) as session:  # type: ignore[arg-type]
+            session.execute(select(Note))
+            getattr(conn, ended)()
+            with pytest.raises(NoTransaction):
+                say(session, "lost")
+            conn.begin()
+            with pytest.raises(NoTransaction, match="behind the session's back"):
+                say(session, "lost")
+            conn.rollback()
+    assert app.sent() == []
 
 
 @everywhere

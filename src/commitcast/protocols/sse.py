@@ -118,7 +118,7 @@ async def serve(
 
     async def write(body: bytes) -> None:
         async with asyncio.timeout(settings.write_deadline_s):
-            await send({"type": "http.response.body", "body": body, "more_body": True})
+            await _sent(send, {"type": "http.response.body", "body": body, "more_body": True})
 
     gone.add_done_callback(left)
     patience_s = settings.write_deadline_s
@@ -141,9 +141,17 @@ async def serve(
     await _end(send, place, gone, patience_s)
 
 
+async def _sent(send: Send, message: dict[str, Any]) -> None:
+    """Send; a server that says its transport is closed (uvloop) says that the client is gone."""
+    try:
+        await send(message)
+    except RuntimeError as error:
+        raise ConnectionError(str(error)) from error
+
+
 async def _end(send: Send, place: Place, gone: asyncio.Future[None], patience_s: float) -> None:
     """End the response; where the client does not read, as soon as it does, or has left."""
-    ending = asyncio.ensure_future(send({"type": "http.response.body", "body": b""}))
+    ending = asyncio.ensure_future(_sent(send, {"type": "http.response.body", "body": b""}))
     try:
         done, _ = await asyncio.wait(
             {ending, gone}, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED
@@ -166,6 +174,7 @@ async def _serve(
     ended = asyncio.ensure_future(subscription.wait_closed())
     clock = asyncio.get_running_loop().time
     ask_at = clock() + settings.keep_alive_s
+    until = clock() + settings.max_connection_s * random.uniform(0.8, 1.0)
     try:
         while True:
             await asyncio.wait(
@@ -174,6 +183,10 @@ async def _serve(
                 return_when=asyncio.FIRST_COMPLETED,
             )
             if clock() >= ask_at:  # a stream that is never idle is asked about as well
+                if clock() >= until:
+                    raise SubscriptionClosed(
+                        subscription.stream, subscription.position, "served for long enough"
+                    )
                 subscription.allowed = await authorized()
                 if not subscription.allowed:
                     raise AccessDenied(f"the reader may not read {subscription.stream!r}")

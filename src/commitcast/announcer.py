@@ -10,6 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from commitcast.errors import NotRunning
+from commitcast.outlast import end
 
 if TYPE_CHECKING:
     from commitcast.attempt import Announcement, Attempt
@@ -53,8 +54,7 @@ class Announcer:
     async def close(self) -> None:
         """Stop; whoever still waits is told."""
         if self._writing is not None:
-            self._writing.cancel()
-            await asyncio.gather(self._writing, return_exceptions=True)
+            await end([self._writing])
         for _, answer in self._waiting:
             answer.set_exception(ConnectionError("the node stops"))
         self._waiting = []

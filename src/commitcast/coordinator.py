@@ -34,6 +34,7 @@ from commitcast.migrations import mark_restored, schema_there
 from commitcast.notifier import InProcessNotifier, Notifier
 from commitcast.operations import Operations
 from commitcast.outcome import Outcomes
+from commitcast.outlast import end
 from commitcast.relay import Relay
 from commitcast.retention import Trimmer
 from commitcast.schema import Naming, Tables
@@ -689,6 +690,4 @@ async def _running(loops: list[Any], turns: Turns | None) -> AsyncIterator[None]
     finally:
         if turns is not None:
             await turns.still()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(tasks)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from commitcast.erasures import READ_DEADLINE_S, Erasures
 from commitcast.errors import NotRunning, SubscriptionClosed
 from commitcast.feed import Feed, Memory
+from commitcast.outlast import end
 
 _T = TypeVar("_T")
 
@@ -122,9 +123,7 @@ class Delivery:
             subscription.close("the node stops")
         if self._turns is not None:
             await self._turns.still()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
         if self._turns is not None:
             await self._turns.end()
 

@@ -26,6 +26,7 @@ from commitcast.node import Node, Nodes
 from commitcast.notification import ABANDONED, NOTIFICATION_TYPE, Failure
 from commitcast.operation import Operation
 from commitcast.outcome import Outcomes
+from commitcast.outlast import end
 from commitcast.reaper import Reaper
 from commitcast.sqlite import holds_writer
 from commitcast.telemetry import CoordinationEvent, CoordinationEventType, notify
@@ -129,9 +130,7 @@ class Operations:
             waited: set[asyncio.Task[Any]] = set(self._tasks)
             await (asyncio.wait(waited, timeout=0.1) if waited else asyncio.sleep(0.01))
         await self._announcer.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
         await self.node.leave()
         await self._beats.close()
         await self._writer.close()

@@ -1,11 +1,18 @@
-"""`outlast`: wait for what must not be interrupted, though the one who waits is cancelled."""
+"""`outlast`: wait for what must not be interrupted, though the one who waits is cancelled.
+
+`end`: its opposite, for what must end.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _GRACE_S: Final = 3.0
+_AGAIN_S: Final = 0.5
 
 
 async def outlast(task: asyncio.Future[Any], limit_s: float) -> asyncio.CancelledError | None:
@@ -19,6 +26,22 @@ async def outlast(task: asyncio.Future[Any], limit_s: float) -> asyncio.Cancelle
         task.cancel()
         interrupted = interrupted or await _wait(task, _GRACE_S)
     return interrupted
+
+
+async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel `tasks` until they have ended; what they raise is not looked at.
+
+    A driver may turn a cancellation into an error of its own (psycopg, of a statement that was cut),
+    which a loop that goes on after errors takes for one more.
+    """
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        ended, left = await asyncio.wait(left, timeout=_AGAIN_S)
+        for task in ended:
+            if not task.cancelled():
+                task.exception()
 
 
 async def _wait(task: asyncio.Future[Any], limit_s: float) -> asyncio.CancelledError | None:

@@ -22,7 +22,7 @@ from sqlalchemy import event as sa_event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncTransaction
 
 from commitcast.errors import CommitcastError
-from commitcast.outlast import outlast
+from commitcast.outlast import end, outlast
 from commitcast.sqlite import UNQUEUED_OPTION
 
 if TYPE_CHECKING:
@@ -199,10 +199,7 @@ class Turns:
         """
         loop = asyncio.get_running_loop()
         await self.still()
-        left = [task for task in self._tasks if task.get_loop() is loop]
-        for task in left:
-            task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
+        await end(task for task in self._tasks if task.get_loop() is loop)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

@@ -153,7 +153,7 @@ async def test_g10_who_waits_for_authenticate_has_a_place_and_the_question_ends_
     database: Database,
 ) -> None:
     who = Hanging("ann")
-    coordinator = database.coordinator(drain_s=0, max_connections=2)
+    coordinator = database.coordinator(drain_s=0, max_connections=2, access_limit_s=600.0)
     async with serving(coordinator, authenticate=who) as site:
         async with requested(site), requested(site):
             await until(lambda: who.asked == 2)
@@ -166,7 +166,7 @@ async def test_g10_who_waits_for_authenticate_has_a_place_and_the_question_ends_
 
 async def test_g10_who_waits_for_authorize_has_a_place_of_their_user(database: Database) -> None:
     may_read = Hanging(answer=True)
-    coordinator = database.coordinator(drain_s=0, max_connections_per_user=2)
+    coordinator = database.coordinator(drain_s=0, max_connections_per_user=2, access_limit_s=600.0)
     async with serving(coordinator, authorize=may_read) as site:
         async with requested(site), requested(site):
             await until(lambda: may_read.asked == 2)
@@ -273,7 +273,7 @@ async def test_g10_who_leaves_while_a_keep_alive_waits_for_its_answer_is_gone_at
 ) -> None:
     may_read = Hanging(answer=True)
     may_read.hangs = False
-    coordinator = database.coordinator(drain_s=0, keep_alive_s=0.05)
+    coordinator = database.coordinator(drain_s=0, keep_alive_s=0.05, access_limit_s=600.0)
     async with serving(coordinator, authorize=may_read) as site:
         client = await site.listen("thread:7")
         await client.named("subscribed")

@@ -136,7 +136,7 @@ async def test_g10_an_event_costs_the_same_whatever_other_streams_hold(
     full = kept == "until memory is full"
     # what the others hold is small, and what makes room for the next event is the stream's own
     coordinator = database.coordinator(
-        poll_interval_s=3600.0, node_buffer_bytes=200_000 if full else 2**30
+        poll_interval_s=3600.0, node_buffer_bytes=5_000 if full else 2**30
     )
     for _ in range(2):
         for count, found in costs.items():

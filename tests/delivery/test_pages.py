@@ -57,7 +57,7 @@ async def test_g10_a_short_visit_reads_about_what_it_hands_out(
                 assert isinstance(batch, list)
                 assert batch
                 handed_out = sum(len(event.data_json) for event in batch)
-            assert 0 < pages.bytes <= handed_out
+            assert 0 < pages.bytes <= handed_out <= coordinator.settings.chunk_bytes
 
 
 @pytest.mark.parametrize("text", ["x", "\N{SNOWMAN}"])

@@ -36,6 +36,16 @@ class Savepoints:
         self._open: list[_Savepoint] = []
         self._rolling_back_at: int | None = None
 
+    @property
+    def begun(self) -> list[int]:
+        """When those began that were open at the last look; 0 if that was not seen."""
+        return [savepoint.begun for savepoint in self._open]
+
+    @property
+    def has_rolled_back(self) -> bool:
+        """Whether the rollback of one is over, which the next look then sees."""
+        return self._rolling_back_at is not None and any(one.is_over for one in self._open)
+
     def begins(self, order: int) -> None:
         """One is about to begin, at a `commitcast.pending.moment`; `look` before."""
         self._open.append(_Savepoint(order))

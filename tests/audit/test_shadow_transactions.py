@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import warnings
+import weakref
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +125,80 @@ async def test_what_was_sent_before_the_savepoint_is_judged_by_the_commit(
                 raise ValueError
         send({"type": "outer"})  # here: after
     assert found(shadow) == {(BEFORE, line("outer")): 1, (BEFORE, line("after")): 1}
+
+
+@pytest.mark.parametrize("before", [0, 1, 2])
+@pytest.mark.parametrize("ending", ["commit", "rollback"])
+async def test_what_a_savepoint_took_back_is_found_on_a_connection_that_is_older_than_the_shadow(
+    stage: Stage, monitor: CoordinationHealthMonitor, before: int, ending: str
+) -> None:
+    async with stage.engine.connect() as conn:
+        for n in range(before):
+            nested = await conn.begin_nested()
+            await conn.execute(insert(Note).values(text=f"before {n}"))
+            await getattr(nested, ending)()
+        await conn.commit()
+        with Shadow(monitor) as shadow:
+            send = shadow.sends(len)
+            await conn.execute(insert(Note).values(text="outer"))
+            send({"type": "note"})  # here: outer one
+            taken_back = await conn.begin_nested()
+            await conn.execute(insert(Note).values(text="gone"))
+            send({"type": "note"})  # here: taken back
+            await taken_back.rollback()
+            send({"type": "note"})  # here: outer two
+            kept = await conn.begin_nested()
+            await conn.execute(insert(Note).values(text="kept"))
+            send({"type": "note"})  # here: kept
+            await kept.commit()
+            await conn.commit()
+    assert found(shadow) == {
+        (ROLLED_BACK, line("taken back")): 1,
+        **{(BEFORE, line(where)): 1 for where in ("outer one", "outer two", "kept")},
+    }
+
+
+@pytest.mark.parametrize("ending", ["commit", "rollback"])
+@pytest.mark.parametrize("inner", [False, True])
+async def test_a_savepoint_that_is_older_than_the_shadow_takes_its_changes_along(
+    stage: Stage, monitor: CoordinationHealthMonitor, ending: str, inner: bool
+) -> None:
+    async with stage.engine.connect() as conn:
+        old = await conn.begin_nested()
+        with Shadow(monitor) as shadow:
+            send = shadow.sends(len)
+            nested = await conn.begin_nested() if inner else None
+            await conn.execute(insert(Note).values(text="in the old one"))
+            send({"type": "note"})  # here: in the old one
+            if nested is not None:
+                await nested.commit()
+            await getattr(old, ending)()
+            await conn.execute(insert(Note).values(text="after"))
+            send({"type": "note"})  # here: after the old one
+            await conn.commit()
+    assert found(shadow) == {
+        (ROLLED_BACK if ending == "rollback" else BEFORE, line("in the old one")): 1,
+        (BEFORE, line("after the old one")): 1,
+    }
+
+
+async def test_a_connection_that_is_dropped_inside_a_savepoint_is_collected(
+    stage: Stage, shadow: Shadow
+) -> None:
+    def change(sessions: Any) -> weakref.ref[Any]:
+        session = sessions()
+        session.begin_nested()
+        session.add(Note(text="dropped"))
+        session.flush()
+        return weakref.ref(session.connection())
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # SQLAlchemy's, of a connection that was not given back
+        dropped = change(stage.sync_sessions())
+        gc.collect()
+    assert dropped() is None
+    shadow.finish()
+    assert shadow.report().transactions == 1
 
 
 async def test_an_autocommit_connection_has_no_open_changes(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import weakref
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import event as sa_event
@@ -18,8 +17,9 @@ from sqlalchemy.pool import Pool
 
 from commitcast.audit import callsite
 from commitcast.audit.channel import current_task, current_unit
+from commitcast.audit.nested import names, savepoints_on
 from commitcast.audit.work import Outcome, Work
-from commitcast.pending import last_buffer
+from commitcast.pending import last_buffer, moment
 
 if TYPE_CHECKING:
     import asyncio
@@ -44,12 +44,6 @@ _ANYWHERE: Final = re.compile(r"\b(insert|update|delete|merge)\b", re.IGNORECASE
 _WITH: Final = re.compile(r"\s*with\b", re.IGNORECASE)
 
 
-@dataclass(slots=True)
-class _Savepoints:
-    count: int = 0
-    active: list[str] = field(default_factory=list)
-
-
 def changes(statement: str) -> bool:
     """Whether the text of a statement is one that changes rows."""
     words = _LOCKS.sub(" ", _NO_WORDS.sub(" ", statement))
@@ -72,14 +66,13 @@ class Transactions:
         self._of_root: weakref.WeakKeyDictionary[RootTransaction, Work] = (
             weakref.WeakKeyDictionary()
         )
-        self._savepoints: weakref.WeakKeyDictionary[Connection, _Savepoints] = (
-            weakref.WeakKeyDictionary()
-        )
         self._commits: weakref.WeakKeyDictionary[asyncio.Task[Any], float] = (
             weakref.WeakKeyDictionary()
         )
         self._live: dict[Work, None] = {}
         self._committing: dict[Work, None] = {}
+        self._rolling_back: dict[Work, None] = {}
+        """Those that a savepoint is being rolled back of, which is over when SQLAlchemy says so."""
         listeners: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
             (Engine, "begin", self._begin),
             (Engine, "commit", self._commit),
@@ -136,14 +129,17 @@ class Transactions:
 
     def works_on(self, conns: Iterable[Connection]) -> list[Work]:
         """The works of several connections."""
+        self._look_at_savepoints()
         return [work for conn in conns if (work := self.work_on(conn)) is not None]
 
     def of_unit(self, unit: Unit) -> list[Work]:
         """The open works that were begun in a request."""
+        self._look_at_savepoints()
         return [work for work in list(self._live) if work.unit is unit and work.open]
 
     def look(self) -> None:
-        """End the works whose COMMIT has returned."""
+        """End the works whose COMMIT has returned, and what was rolled back to a savepoint."""
+        self._look_at_savepoints()
         if self._committing:
             for work in [work for work in list(self._committing) if work.over()]:
                 self.settle(work, Outcome.COMMITTED)
@@ -155,6 +151,7 @@ class Transactions:
                 return
             self._live.pop(work, None)
             self._committing.pop(work, None)
+            self._rolling_back.pop(work, None)
             root = work.root()
             if root is not None:
                 self._of_root.pop(root, None)
@@ -177,11 +174,8 @@ class Transactions:
 
     # --- what SQLAlchemy tells ------------------------------------------------------------
 
-    def _begin(self, conn: Connection) -> None:
+    def _begin(self, _conn: Connection) -> None:
         self.look()
-        known = self._savepoints.get(conn)
-        if known is not None:
-            known.active.clear()
 
     def _checkin(self, *_: Any) -> None:
         self.look()
@@ -202,14 +196,14 @@ class Transactions:
         root = conn.get_transaction()
         if not isinstance(root, RootTransaction):
             return
+        open_savepoints = self._open_savepoints(conn)
         work = self._of_root.get(root)
         if work is None:
             if _commits_by_itself(conn):
                 return
             work = Work(self._judge, conn, root, self._judge.clock())
-            if (known := self._savepoints.get(conn)) is not None:
-                for name in known.active:
-                    work.savepoint(name)
+            for name in open_savepoints:
+                work.savepoint(name)
             self._of_root[root] = work
             self._live[work] = None
         task, lines = current_task(), callsite.lines()
@@ -221,41 +215,66 @@ class Transactions:
         if work not in works:
             open_works.set((*(w for w in works if not w.ended), work))
 
-    def _savepoint(self, conn: Connection, name: str | None) -> None:
-        known = self._savepoints.get(conn)
-        if known is None:
-            known = self._savepoints[conn] = _Savepoints()
-        # SQLAlchemy names the savepoint after this event, counting through the connection's life.
-        if name is None:
-            known.count += 1
-            name = f"sa_savepoint_{known.count}"
-        known.active.append(name)
+    def _savepoint(self, conn: Connection, _name: str | None) -> None:
+        self._look_at(conn)
+        savepoints = savepoints_on(conn, begins=True)
+        if savepoints is None:
+            return
+        begun = moment()
+        savepoints.begins(begun)
         work = self.work_on(conn)
         if work is not None:
-            work.savepoint(name)
+            work.savepoint(str(begun))
 
-    def _release_savepoint(self, conn: Connection, name: str, _context: None) -> None:
-        self._savepoint_ended(conn, name)
-        work = self.work_on(conn)
-        if work is not None:
-            work.release(name)
+    def _release_savepoint(self, conn: Connection, _name: str, _context: None) -> None:
+        self._look_at(conn)
 
-    def _rollback_savepoint(self, conn: Connection, name: str, _context: None) -> None:
-        self._savepoint_ended(conn, name)
-        work = self.work_on(conn)
+    def _rollback_savepoint(self, conn: Connection, _name: str, _context: None) -> None:
+        self._look_at(conn)
+        savepoints, work = savepoints_on(conn), self.work_on(conn)
+        if savepoints is not None:
+            savepoints.rolls_back(moment())
         if work is not None:
             work.aborted = False
-            had = work.changed
-            dropped = work.roll_back_to(name)
-            if had:
-                self._judge.changes_dropped(work, dropped)
+            self._rolling_back[work] = None
 
-    def _savepoint_ended(self, conn: Connection, name: str) -> None:
-        known = self._savepoints.get(conn)
-        if known is not None and name in known.active:
-            del known.active[known.active.index(name) :]
+    def _open_savepoints(self, conn: Connection) -> list[str]:
+        self._look_at(conn)
+        return names(savepoints_on(conn))
+
+    def _look_at_savepoints(self) -> None:
+        """Of the works whose rollback to a savepoint is over, from wherever it is asked."""
+        for work in list(self._rolling_back):
+            conn = work.conn()
+            savepoints = None if conn is None else savepoints_on(conn)
+            if conn is not None and savepoints is not None and savepoints.has_rolled_back:
+                self._look_at(conn)
+
+    def _look_at(self, conn: Connection) -> None:
+        """See which savepoints have ended; where the connection does nothing that is half done."""
+        savepoints, work = savepoints_on(conn), self.work_on(conn)
+        if savepoints is None:
+            return
+        with self._judge.lock:
+            before = names(savepoints)
+            undone = savepoints.look(conn.get_nested_transaction())
+            if work is None:
+                return
+            self._rolling_back.pop(work, None)
+            ended = [name for name in before if name not in names(savepoints)]
+            if undone is not None:
+                self._drop(work, [name for name in before if int(name) >= undone[0]])
+            for name in reversed(ended):
+                work.release(name)  # where it is still known, it was not rolled back
+
+    def _drop(self, work: Work, savepoints: list[str]) -> None:
+        had = work.changed
+        dropped = work.roll_back_to(savepoints[0]) if savepoints else []
+        if had:
+            self._judge.changes_dropped(work, dropped)
 
     def _commit(self, conn: Connection) -> None:
+        self._look_at(conn)
         work = self.work_on(conn)
         if work is None:
             return
@@ -267,6 +286,7 @@ class Transactions:
         self._committing[work] = None
 
     def _rollback(self, conn: Connection) -> None:
+        self._look_at(conn)
         work = self.work_on(conn)
         if work is None:
             return

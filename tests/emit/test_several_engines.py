@@ -225,14 +225,19 @@ def test_g1_an_event_goes_where_the_session_writes(
 
 
 @everywhere
-@pytest.mark.parametrize("kind", ["sharded", "binds"])
+@pytest.mark.parametrize("kind", ["routing", "sharded", "binds"])
 def test_g10_a_session_that_chooses_its_engine_has_the_limit_of_its_coordinator(
-    app: App, kind: str
+    app: App, replica: Engine, kind: str
 ) -> None:
     app.coordinator.detach()
     for limit, size, taken in ((100, 90, True), (100, 110, False), (200_000, 100_000, True)):
         coordinator = Coordinator(app.async_engine or app.engine, max_event_bytes=limit)
-        session = sharded(app.engine) if kind == "sharded" else Session(binds={Base: app.engine})
+        if kind == "routing":
+            session = routing(app.engine, replica)()
+        else:
+            session = (
+                sharded(app.engine) if kind == "sharded" else Session(binds={Base: app.engine})
+            )
         with session:
             session.add(Note(text=str(size)))
             if taken:

@@ -166,6 +166,22 @@ async def test_targets_that_no_single_commit_of_ours_decides_are_refused(
     assert await app.outcomes() == ["rolled_back"]
 
 
+@pytest.mark.parametrize("began", [False, True])
+async def test_a_session_whose_engine_has_no_coordinator_is_refused_where_it_is_bound(
+    app: App, database: Database, driver: str, began: bool
+) -> None:
+    stranger = database.engine(driver).execution_options(commitcast_read_only=True)
+    async with app.entered() as op, AsyncSession(stranger) as session, app.session() as own:
+        if began:
+            await session.connection()
+        with pytest.raises(NotAttached, match="Coordinator"):
+            op.bind(session)
+        op.bind(own)  # the operation is as it was
+        save(own, op)
+        await own.commit()
+    assert await app.outcomes() == ["committed"]
+
+
 async def test_a_two_phase_session_cannot_decide(app: App) -> None:
     if not app.postgresql:
         pytest.skip("SQLite has no two-phase commit")

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy import select
 
-from commitcast import AlreadyCommitted, OperationEnded
+from commitcast import AlreadyCommitted, Event, OperationEnded
 from commitcast.errors import InvalidEvent
 
 from .application import App, Saved, save
@@ -34,6 +35,7 @@ class Answer:
 
 
 OF = Id(int=7)
+COUNTS = "counts"
 
 
 async def work(session: AsyncSession) -> Saved:
@@ -152,3 +154,64 @@ async def test_g8_a_result_that_json_has_no_word_for_is_refused(app: App, result
             save(session, op)
             op.result = result
     assert await app.outcomes() == ["rolled_back"]
+
+
+async def counted(app: App) -> list[tuple[str, str]]:
+    """Type and data of what the log has for the readers of the counts."""
+    streams, events = app.coordinator.tables.streams, app.coordinator.tables.events
+    of_counts = (streams.c.id == events.c.stream_id) & (streams.c.name == COUNTS)
+    async with app.session() as session:
+        found = await session.execute(
+            select(events.c.type, events.c.data).where(of_counts).order_by(events.c.offset)
+        )
+        return [(row.type, row.data) for row in found]
+
+
+@pytest.mark.parametrize("what", ["event", "function", "function_that_emits"])
+@pytest.mark.parametrize("commits", ["begin", "bind"])
+async def test_g3_what_the_function_of_a_result_emits_is_sent_with_its_commit(
+    app: App, commits: str, what: str
+) -> None:
+    async with app.entered(id="k") as op:
+
+        def event() -> Event:
+            if what == "function_that_emits":
+                op.emit(Event("more"), stream=COUNTS)
+            return Event("counted", {"id": row.id})
+
+        def result() -> dict[str, int]:
+            op.emit(event() if what == "event" else event, stream=COUNTS)
+            return {"id": row.id}
+
+        op.result = result
+        if commits == "begin":
+            async with op.begin() as session:
+                row = save(session, op)
+        else:
+            async with app.session() as session:
+                op.bind(session)
+                row = save(session, op)
+                await session.commit()
+    assert await app.outcomes() == ["committed"]
+    assert await retried(app) == {"id": row.id}
+    more = [("more", "{}")] if what == "function_that_emits" else []
+    assert await counted(app) == [("counted", f'{{"id":{row.id}}}'), *more]
+
+
+async def test_g2_what_the_function_of_a_result_emits_goes_with_the_commit_that_it_refuses(
+    app: App,
+) -> None:
+    def result() -> object:
+        op.emit(Event("counted"), stream=COUNTS)
+        return float("nan")
+
+    with pytest.raises(InvalidEvent, match="would be null"):
+        async with app.entered() as op, op.begin() as session:
+            op.result = result
+            save(session, op)
+    with pytest.raises(InvalidEvent):
+        async with app.entered() as op, op.begin() as session:
+            op.result = lambda: op.emit(Event("not a type"), stream=COUNTS)
+            save(session, op)
+    assert await app.outcomes() == ["rolled_back"] * 2
+    assert await counted(app) == []

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import URL
 
+    from commitcast import CommittedEvent
     from conftest import Database
 
 pytestmark = [
@@ -96,14 +97,24 @@ async def pooled(database: Database) -> AsyncIterator[URL]:
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-async def test_g6_operations_and_emits_work_through_a_pooler_in_transaction_mode(
+async def test_g6_operations_emits_and_deliver_work_through_a_pooler_in_transaction_mode(
     pooled: URL, driver: str
 ) -> None:
     name, options = DRIVERS[driver]
     engine = create_async_engine(pooled.set(drivername=name), **options)
+    delivered: list[int] = []
+    all_delivered = asyncio.Event()
+
+    async def deliver(event: CommittedEvent) -> None:
+        if event.stream == "thread:7":  # the notifications' stream is delivered as well
+            delivered.append(event.offset)
+        if event.offset == 48:
+            all_delivered.set()
+
     coordinator = Coordinator(
-        engine, drain_on_signals=False, poll_interval_s=0.05, invariants_every_s=0.1, lease_s=2
-    )
+        engine, deliver=deliver, drain_on_signals=False, poll_interval_s=0.05,
+        invariants_every_s=0.1, lease_s=2, relay_lease_s=2,
+    )  # fmt: skip
 
     async def work(i: int) -> None:
         for j in range(6):
@@ -130,6 +141,7 @@ async def test_g6_operations_and_emits_work_through_a_pooler_in_transaction_mode
         reading = asyncio.create_task(read())
         await asyncio.gather(*(work(i) for i in range(8)))
         await reading
-    assert got == list(range(1, 49))
+        await all_delivered.wait()
+    assert list(dict.fromkeys(delivered)) == got == list(range(1, 49))
     coordinator.detach()
     await engine.dispose()

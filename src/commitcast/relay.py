@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("commitcast")
 _STREAMS_AT_ONCE: Final = 16
-_FAILED_PAUSE_S: Final = 0.05
 _TURN_S: Final = 0.25
 """How long a stream with a backlog is delivered before others are looked for."""
 _SLOW_S: Final = 0.5
@@ -154,9 +153,8 @@ class Relay:
                 except _LeaseLost:
                     self._lease.lose()
                 except Exception as error:  # noqa: BLE001 - drivers raise their own on connect
-                    self._undelivered.look_soon()
+                    self._undelivered.look_next_poll()
                     _logger.warning("commitcast: relay waits: %s", type(error).__name__)
-                    await asyncio.sleep(_FAILED_PAUSE_S)
                 try:
                     async with asyncio.timeout(self._pause_s()):
                         await self._hinted.wait()
@@ -172,24 +170,28 @@ class Relay:
     def stuck(self) -> bool:
         """Whether as many calls as may be under way are past their deadline, and none returns."""
         late = time.monotonic() - self._returned > self._limit_s + _GRACE_S
-        return len(self._busy) >= _BUSY_AT_ONCE and late
+        return self._is_full() and late
 
     def _cancel(self) -> None:
         for task in self._busy.values():
             task.cancel()
 
     def _pause_s(self) -> float:
-        due = min((at for at, _ in self._retry_at.values()), default=self._undelivered.look_at)
-        due = min(due, self._undelivered.look_at)
+        if not self._lease.is_ours or self._is_full():  # what changes that sets the event
+            return self._poll_interval_s
+        due = min([self._undelivered.look_at, *(at for at, _ in self._retry_at.values())])
         return max(0.01, min(self._poll_interval_s, due - time.monotonic()))
+
+    def _is_full(self) -> bool:
+        return len(self._busy) >= _BUSY_AT_ONCE
 
     # --- delivering -----------------------------------------------------------------------
 
     async def _drain(self) -> None:
-        while due := await self._due():
+        while not self._is_full() and (due := await self._due()):
             begun = set()
             for found in due:
-                if len(self._busy) >= _BUSY_AT_ONCE:
+                if self._is_full():
                     self._undelivered.name([found.name])
                     continue
                 await self._places.acquire()
@@ -201,8 +203,6 @@ class Relay:
                 self._busy[found.name] = task
                 task.add_done_callback(functools.partial(self._done, found.name))
                 begun.add(task)
-            if not begun:
-                return
             # What takes longer goes on beside the others, and says when it has returned.
             await asyncio.wait(begun, timeout=_SLOW_S)
             error, self._error = self._error, None

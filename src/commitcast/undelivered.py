@@ -55,6 +55,10 @@ class Undelivered:
         self._named.clear()
         self._look_at = 0.0
 
+    def look_next_poll(self) -> None:
+        """A look has failed, and what it was to find is not known any more."""
+        self._look_at = time.monotonic() + self._poll_interval_s
+
     @property
     def look_at(self) -> float:
         """When all streams are to be looked at next, in seconds of the monotonic clock."""

@@ -12,7 +12,7 @@ from commitcast.relay import Relay
 from commitcast.settings import Retention
 from commitcast.undelivered import Undelivered
 
-from .live import PATIENCE_S, say
+from .live import PATIENCE_S, say, until
 
 if TYPE_CHECKING:
     from commitcast import CommittedEvent
@@ -103,6 +103,17 @@ async def test_g3_deliver_is_not_handed_the_past_and_continues_after_a_restart(
         await layer.until(lambda: len(layer.taken) >= 4)
     assert layer.of("thread:7") == [1, 2, 3]
     assert layer.of("thread:new") == [4]
+
+
+def recorded_pauses(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Relay, float]]:
+    pause, pauses = Relay._pause_s, list[tuple[Relay, float]]()
+
+    def paused(self: Relay) -> float:
+        pauses.append((self, pause(self)))
+        return pauses[-1][1]
+
+    monkeypatch.setattr(Relay, "_pause_s", paused)
+    return pauses
 
 
 async def relay_owns(coordinator: Any) -> None:
@@ -255,13 +266,7 @@ async def test_g3_streams_that_never_pause_take_turns_with_those_past_the_first_
 async def test_a_refused_stream_that_was_erased_is_not_asked_about_for_ever(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pause, pauses = Relay._pause_s, list[float]()
-
-    def paused(self: Relay) -> float:
-        pauses.append(pause(self))
-        return pauses[-1]
-
-    monkeypatch.setattr(Relay, "_pause_s", paused)
+    pauses = recorded_pauses(monkeypatch)
     engine, layer = database.engine(), SocketLayer()
     layer.poison = {1}
     coordinator = database.coordinator(engine, deliver=layer.send, poll_interval_s=30)
@@ -271,8 +276,44 @@ async def test_a_refused_stream_that_was_erased_is_not_asked_about_for_ever(
         await coordinator.erase(stream="thread:7")
         pauses.clear()
         async with asyncio.timeout(PATIENCE_S):
-            while max(pauses, default=0) < 15:  # noqa: ASYNC110 - nobody signals it
+            while max((pause_s for _, pause_s in pauses), default=0) < 15:  # noqa: ASYNC110 - nobody signals it
                 await asyncio.sleep(0.01)
+
+
+async def test_g10_a_relay_that_another_node_has_waits_for_its_poll(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses, layer = recorded_pauses(monkeypatch), SocketLayer()
+    first = database.coordinator(deliver=layer.send, poll_interval_s=30)
+    async with first:
+        await relay_owns(first)
+        second = database.coordinator(deliver=layer.send, poll_interval_s=30)
+        async with second:
+            await until(lambda: any(relay is second._relay for relay, _ in pauses))
+            assert {pause_s for relay, pause_s in pauses if relay is second._relay} == {30}
+
+
+async def test_g10_a_relay_whose_database_is_away_asks_it_no_more_often_than_it_polls(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses, layer, engine = recorded_pauses(monkeypatch), SocketLayer(), database.engine()
+    read, away = Undelivered._read, asyncio.Event()
+
+    async def fails(self: Undelivered, wanted: Any) -> list[Any]:
+        if not away.is_set():
+            return await read(self, wanted)
+        pauses.clear()
+        raise ConnectionResetError("the database went away")
+
+    monkeypatch.setattr(Undelivered, "_read", fails)
+    async with database.coordinator(engine, deliver=layer.send, poll_interval_s=30) as coordinator:
+        await relay_owns(coordinator)
+        await say(engine, "thread:7", 1)
+        await layer.until(lambda: layer.of("thread:7"))
+        away.set()
+        await say(engine, "thread:7", 2)
+        await until(lambda: pauses)
+        assert pauses[-1][1] > 15
 
 
 async def test_g3_the_relay_survives_a_database_error_in_the_middle_of_a_delivery(

@@ -146,6 +146,8 @@ async def _sent(send: Send, message: dict[str, Any]) -> None:
     try:
         await send(message)
     except RuntimeError as error:
+        if "closed" not in str(error):
+            raise
         raise ConnectionError(str(error)) from error
 
 

